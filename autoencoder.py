@@ -1,0 +1,142 @@
+"""Stage 1: a VAE of masks, its losses, and the normalised latent space that stage 2 works in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from configs.autoencoder_cfg import KLCfg, L1LossCfg, MaskLossCfg, Stage1Cfg, VarianceExpansionCfg
+from configs.cli import from_dict, to_dict
+from models.checkpoint import KEY, describe, read_checkpoint
+from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.optim import build_optimizer
+from models.sharding import shard_parts
+from models.vae import VAE, Posterior, kl_divergence, mask_loss, variance_expansion
+
+MAKE = "bash scripts/train_stage_1.sh"
+
+# loss config -> (logits, target) -> scalar
+RECONSTRUCTION: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    MaskLossCfg: lambda cfg, logits, x: mask_loss(logits, x, cfg.dice, cfg.max_pos_weight),
+    L1LossCfg: lambda cfg, logits, x: F.l1_loss(logits.sigmoid(), x),
+}
+# regulariser config -> (posterior, number of pixels) -> scalar
+REGULARISERS: dict[type, Callable[[Any, Posterior, int], Tensor]] = {
+    KLCfg: lambda cfg, posterior, pixels: cfg.weight * kl_divergence(posterior).mean() / pixels,
+    VarianceExpansionCfg: lambda cfg, posterior, pixels: cfg.weight
+    * variance_expansion(posterior, cfg.delta, cfg.bound / cfg.weight if cfg.weight else 0.0),
+}
+
+
+class AutoencoderModule(L.LightningModule):
+    """The VAE and its averaged twin; ``to_latent`` and ``to_pixels`` are what stage 2 uses.
+
+    ``latent_mean`` and ``latent_std`` [Cz,1,1] are measured over the training set when training ends.
+    """
+
+    latent_mean: Tensor
+    latent_std: Tensor
+
+    def __init__(self, cfg: Stage1Cfg, data: str = "") -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.data = data  # fingerprint of the data set
+        self.complete = False  # whether training ended as planned
+        self.vae = VAE(cfg.autoencoder, cfg.data.channels)
+        self.average = frozen_twin(self.vae)
+        shape = (cfg.autoencoder.latent_channels, 1, 1)
+        self.register_buffer("latent_mean", torch.zeros(shape))
+        self.register_buffer("latent_std", torch.ones(shape))
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # only ModelParallelStrategy sets one
+            for vae in (self.vae, self.average):
+                shard_parts([vae.encoder, vae.decoder], self.device_mesh["data_parallel"])
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(Cz, h, w) of one image's latent."""
+        side = self.cfg.data.image_size // self.cfg.autoencoder.factor
+        return self.cfg.autoencoder.latent_channels, side, side
+
+    def posterior(self, x: Tensor) -> Posterior:
+        """x [B,C,H,W] in [0,1] -> posterior of the normalised latent, [B,Cz,h,w]."""
+        raw = self.average.encode(x)
+        return Posterior((raw.mean - self.latent_mean) / self.latent_std, raw.logvar - 2 * self.latent_std.log())
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        """x [B,C,H,W] in [0,1] -> mean of its latent, normalised per channel, [B,Cz,h,w]."""
+        return self.posterior(x).mean
+
+    def to_pixels(self, z: Tensor) -> Tensor:
+        """Normalised latent [B,Cz,h,w] -> logits [B,C,H,W]; undoes the normalisation of :meth:`to_latent` exactly."""
+        return self.average.decode(z * self.latent_std + self.latent_mean)
+
+    @torch.no_grad()
+    def measure_latents(self, batches: Iterable[Tensor]) -> None:
+        """Set ``latent_mean`` and ``latent_std`` to the moments of posterior samples of the images [B,C,H,W]."""
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        for x in batches:
+            posterior = self.average.encode(x.to(self.latent_mean.device))
+            mean, variance = posterior.mean.double(), posterior.logvar.double().exp()
+            total = total.to(mean) + mean.sum(dim=(0, 2, 3))
+            squares = squares.to(mean) + (mean.square() + variance).sum(dim=(0, 2, 3))
+            count += mean.shape[0] * mean.shape[2] * mean.shape[3]
+        if not count:
+            raise ValueError("the latent statistics need at least one image, and there was none")
+        mean = total / count
+        self.latent_mean.copy_(mean.reshape(self.latent_mean.shape))
+        self.latent_std.copy_((squares / count - mean.square()).clamp_min(1e-12).sqrt().reshape(self.latent_std.shape))
+
+    def losses(self, vae: VAE, x: Tensor) -> tuple[Tensor, dict[str, Tensor], Tensor, Posterior]:
+        """x [B,C,H,W] -> loss, its parts, logits [B,C,H,W] and the posterior."""
+        cfg = self.cfg.autoencoder
+        posterior = vae.encode(x)
+        logits = vae.decode(posterior.sample(torch.randn_like(posterior.mean)))
+        reconstruction = RECONSTRUCTION[type(cfg.loss)](cfg.loss, logits, x)
+        regulariser = REGULARISERS[type(cfg.regulariser)](cfg.regulariser, posterior, x[0].numel())
+        parts = {"reconstruction": reconstruction.detach(), "regulariser": regulariser.detach()}
+        return reconstruction + regulariser, parts, logits, posterior
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss, parts, _, _ = self.losses(self.vae, batch["image"])
+        self.log_dict({"loss": loss.detach()} | parts, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        x = batch["image"]
+        loss, _, _, posterior = self.losses(self.average, x)
+        p = self.average.decode(posterior.mean).sigmoid()
+        scores = {
+            "val/loss": loss,
+            "val/l1": (p - x).abs().mean(),
+            "val/posterior_std": (0.5 * posterior.logvar).exp().mean(),
+            "val/latent_std": posterior.mean.std(),
+        }
+        self.log_dict(scores, batch_size=len(x), sync_dist=True)
+        return {"image": x, "reconstruction": p}  # for the callbacks that score and draw
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        ema_update_(self.average, self.vae, warmed_decay(self.cfg.ema, self.global_step))
+
+    def configure_optimizers(self) -> Any:
+        return build_optimizer(self.vae, self.cfg.optim, self.cfg.train.max_steps)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint[KEY] = describe("autoencoder", to_dict(self.cfg), complete=self.complete, data=self.data)
+
+
+def load_autoencoder(path: str | Path, make: str = MAKE) -> AutoencoderModule:
+    """The autoencoder of a checkpoint, frozen and in eval mode. Raises CheckpointError."""
+    content = read_checkpoint(path, "autoencoder", make)
+    module = AutoencoderModule(from_dict(Stage1Cfg, content[KEY]["config"]), content[KEY]["data"])
+    module.load_state_dict(content["state_dict"])
+    module.complete = content[KEY]["complete"]
+    return module.eval().requires_grad_(False)

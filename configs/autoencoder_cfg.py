@@ -1,0 +1,114 @@
+"""Stage 1: the shape of the VAE, its losses and its optimiser."""
+
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from tyro.conf import subcommand
+
+from configs.checks import ConfigError, fraction, non_negative, positive, require
+from configs.data_cfg import DataCfg
+from configs.trainer_cfg import OptimCfg, TrainerCfg
+
+
+@dataclass(frozen=True)
+class MaskLossCfg:
+    """Binary cross-entropy plus soft Dice, for binary masks."""
+
+    dice: float = 1.0
+    """Weight of the soft Dice loss beside the cross-entropy."""
+    max_pos_weight: float = 10.0
+    """Bound of the weight that evens out few foreground pixels (1: no weighting)."""
+
+    def __post_init__(self) -> None:
+        non_negative("autoencoder.loss.dice", self.dice)
+        require(self.max_pos_weight >= 1, "autoencoder.loss.max_pos_weight", self.max_pos_weight, "at least 1")
+
+
+@dataclass(frozen=True)
+class L1LossCfg:
+    """Mean absolute error of the pixels, for ordinary images."""
+
+
+@dataclass(frozen=True)
+class KLCfg:
+    """Kullback-Leibler divergence of the posterior from a standard Gaussian (Kingma & Welling 2014, appendix B)."""
+
+    weight: float = 1e-6
+    """Weight of the divergence, summed over the latent and divided by the number of pixels."""
+
+    def __post_init__(self) -> None:
+        non_negative("autoencoder.regulariser.weight", self.weight)
+
+
+@dataclass(frozen=True)
+class VarianceExpansionCfg:
+    """Reward for a large posterior variance: 1/(variance + delta), with a soft bound on the mean."""
+
+    weight: float = 0.1
+    """Weight of the mean of 1/(variance + delta)."""
+    delta: float = 1.0
+    """Keeps the reward finite."""
+    bound: float = 1e-6
+    """Weight of exp(|mean| - 1), which keeps the means from running away."""
+
+    def __post_init__(self) -> None:
+        non_negative("autoencoder.regulariser.weight", self.weight)
+        positive("autoencoder.regulariser.delta", self.delta)
+        non_negative("autoencoder.regulariser.bound", self.bound)
+
+
+ReconstructionLoss = Annotated[MaskLossCfg, subcommand("mask")] | Annotated[L1LossCfg, subcommand("l1")]
+Regulariser = Annotated[KLCfg, subcommand("kl")] | Annotated[VarianceExpansionCfg, subcommand("ve")]
+
+
+@dataclass(frozen=True)
+class AutoencoderCfg:
+    """A convolutional VAE; it shrinks the image by 2 at each entry of ``multipliers`` after the first."""
+
+    latent_channels: int = 4
+    """Channels of the latent."""
+    width: int = 32
+    """Channels at full size."""
+    multipliers: tuple[int, ...] = (1, 2, 4)
+    """Channels of each level, as multiples of width."""
+    blocks: int = 1
+    """Residual blocks per level."""
+    loss: ReconstructionLoss = field(default_factory=MaskLossCfg)
+    """How a reconstruction is judged."""
+    regulariser: Regulariser = field(default_factory=KLCfg)
+    """What keeps the latent space smooth."""
+
+    def __post_init__(self) -> None:
+        for name in ("latent_channels", "width", "blocks"):
+            positive(f"autoencoder.{name}", getattr(self, name))
+        require(
+            len(self.multipliers) >= 2 and min(self.multipliers, default=0) >= 1,
+            "autoencoder.multipliers", self.multipliers, "two or more positive numbers, such as 1 2 4",
+        )
+        require(self.width % 8 == 0, "autoencoder.width", self.width, "a multiple of 8")
+
+    @property
+    def factor(self) -> int:
+        """How many image pixels lie along one latent pixel."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class Stage1Cfg:
+    """Everything that a stage-1 training needs."""
+
+    data: DataCfg = field(default_factory=DataCfg)
+    autoencoder: AutoencoderCfg = field(default_factory=AutoencoderCfg)
+    optim: OptimCfg = field(default_factory=OptimCfg)
+    ema: float = 0.999
+    """Decay of the averaged weights that are validated and handed to stage 2 (0: use the raw weights)."""
+    train: TrainerCfg = field(default_factory=TrainerCfg)
+
+    def __post_init__(self) -> None:
+        fraction("ema", self.ema, below_one=True)
+        size, factor = self.data.image_size, self.autoencoder.factor
+        if size % factor:
+            raise ConfigError(
+                f"data.image_size is {size}, but the autoencoder shrinks images by {factor}: "
+                f"take a multiple of {factor}, such as {max(factor, round(size / factor) * factor)}"
+            )

@@ -1,0 +1,134 @@
+"""Command line -> config, and config <-> plain dictionary."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import re
+import sys
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from configs.checks import ConfigError
+
+Cfg = TypeVar("Cfg")
+CHOICE = re.compile(r"[a-z_.]+:[a-z0-9-]+")  # such as sampler:ddim
+
+
+def parse(default: Cfg | type[Cfg], argv: Sequence[str], prog: str, description: str = "") -> Cfg:
+    """The config that ``argv`` asks for, starting from a default instance (or from a class with defaults).
+
+    Prints one sentence and exits with 2 for unknown names (with the near ones) and for values that cannot work.
+    """
+    cls: Any = default if isinstance(default, type) else type(default)
+    start = {} if isinstance(default, type) else {"default": default}
+    markers = [tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagConversionOff]
+    if not any(CHOICE.fullmatch(arg) for arg in argv):
+        markers.append(tyro.conf.AvoidSubcommands)  # --help then lists the fields of the chosen kinds too
+    try:
+        return tyro.cli(
+            cls,
+            args=list(argv),
+            prog=prog,
+            description=description or cls.__doc__,
+            config=tuple(markers),
+            **start,
+        )
+    except ConfigError as error:
+        print(f"{prog}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def parse_preset(presets: Mapping[str, Callable[[], Cfg]], argv: Sequence[str], prog: str) -> tuple[str, Cfg]:
+    """PRESET [--overrides] -> the preset's name and its config; without a name, the first preset."""
+    name, rest = next(iter(presets)), list(argv)
+    if rest and not rest[0].startswith("-") and ":" not in rest[0]:
+        name, rest = rest[0], rest[1:]
+    if name not in presets:
+        near = difflib.get_close_matches(name, presets, n=1, cutoff=0.4)
+        guess = f"; did you mean {near[0]!r}?" if near else ""
+        print(f"{prog}: there is no preset {name!r}{guess} Presets: {', '.join(presets)}", file=sys.stderr)
+        raise SystemExit(2)
+    choices = "Other kinds: " + ", ".join(_choices(type(presets[name]()))) + " (before their own options)."
+    described = "\n".join(f"{key}: {(make.__doc__ or '').strip()}" for key, make in presets.items())
+    about = f"{prog} [PRESET] [--overrides]. Shown: the values of preset {name!r}. {choices}\n\nPresets\n{described}"
+    return name, parse(presets[name](), rest, f"{prog} {name}", about)
+
+
+def _choices(cls: type, prefix: str = "") -> list[str]:
+    """Every "field:kind" that the command line of a config class takes."""
+    found = []
+    for name, hint in typing.get_type_hints(cls, include_extras=True).items():
+        for member in typing.get_args(hint) if typing.get_origin(hint) is typing.Union else (hint,):
+            for extra in getattr(member, "__metadata__", ()):
+                found.append(f"{prefix}{name}:{extra.name}")
+        if dataclasses.is_dataclass(hint):
+            found += _choices(typing.cast(type, hint), f"{prefix}{name}.")
+    return found
+
+
+def to_dict(cfg: Any) -> dict[str, Any]:
+    """A dataclass as a dictionary of plain values; each nested dataclass says its ``type``."""
+    plain: dict[str, Any] = {"type": type(cfg).__name__}
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            value = to_dict(value)
+        plain[field.name] = list(value) if isinstance(value, tuple) else value
+    return plain
+
+
+def from_dict(cls: type[Cfg], plain: Mapping[str, Any]) -> Cfg:
+    """Inverse of :func:`to_dict`. Raises ConfigError for unknown or missing fields; every value is validated again."""
+    hints = typing.get_type_hints(cls)
+    names = {field.name for field in dataclasses.fields(typing.cast(Any, cls))}
+    unknown = set(plain) - names - {"type"}
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}: the file was made by another version")
+    values = {name: _revive(hints[name], plain[name]) for name in names & set(plain)}
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__} cannot be read: {error}") from None
+
+
+def _revive(hint: Any, value: Any) -> Any:
+    members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+    if isinstance(value, Mapping):
+        classes = {member.__name__: member for member in members if dataclasses.is_dataclass(member)}
+        kind = value.get("type", next(iter(classes), None))
+        if kind not in classes:
+            raise ConfigError(f"a config of type {kind!r} is unknown here; known: {', '.join(classes)}")
+        return from_dict(typing.cast(Any, classes[kind]), value)
+    is_tuple = any(typing.get_origin(member) is tuple for member in members)
+    return tuple(value) if is_tuple and isinstance(value, list) else value
+
+
+def as_text(cfg: Any, indent: str = "") -> str:
+    """The resolved config, a field a line."""
+    lines = []
+    for field in dataclasses.fields(cfg):
+        value = getattr(cfg, field.name)
+        if dataclasses.is_dataclass(value):
+            lines += [f"{indent}{field.name}: {type(value).__name__}", as_text(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{field.name} = {value!r}")
+    return "\n".join(line for line in lines if line)
+
+
+def differences(old: Any, new: Any, prefix: str = "") -> list[str]:
+    """Fields in which two configs differ, as "data.batch_size: 128 -> 64"."""
+    if type(old) is not type(new):
+        return [f"{prefix.rstrip('.')}: {type(old).__name__} -> {type(new).__name__}"]
+    found = []
+    for field in dataclasses.fields(old):
+        a, b = getattr(old, field.name), getattr(new, field.name)
+        if dataclasses.is_dataclass(a):
+            found += differences(a, b, f"{prefix}{field.name}.")
+        elif a != b:
+            found.append(f"{prefix}{field.name}: {a!r} -> {b!r}")
+    return found

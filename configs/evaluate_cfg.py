@@ -1,0 +1,47 @@
+"""Judging a stage-2 checkpoint: how many masks, in how many steps, how often."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.checks import non_negative, positive, require
+from configs.generate_cfg import check_steps
+
+
+@dataclass(frozen=True)
+class EvaluateCfg:
+    """Everything that an evaluation needs."""
+
+    checkpoint: str
+    """Stage 2's checkpoint; it names its own data."""
+    num: int = 0
+    """Masks per step count and seed (0: as many as the held-out split has)."""
+    steps: tuple[int, ...] = (1, 2, 4, 8, 32, 128)
+    """Step counts to judge, with the same noise for each of them."""
+    seeds: int = 1
+    """Repetitions with other noise and other draws; with 2 or more the table shows mean and standard deviation."""
+    seed: int = 0
+    """Seed of the first repetition and of the classifier."""
+    guidance: float = 1.0
+    """Classifier-free guidance (1: none)."""
+    sampler: str = ""
+    """Another sampler of the checkpoint's family; empty: the trained one."""
+    classifier: str = ""
+    """File of the classifier: read if it exists, else written after training; empty: train one and forget it."""
+    classifier_steps: int = 1000
+    """Training steps of the classifier."""
+    out: str = ""
+    """Where the report goes; empty: evaluation.json beside the checkpoint."""
+    batch_size: int = 128
+    """Masks per network call."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """What to run on; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.checkpoint.strip()), "checkpoint", self.checkpoint, "the path of a stage-2 checkpoint")
+        require(self.num == 0 or self.num >= 2, "num", self.num, "0 (as many as are held out) or at least 2")
+        require(len(self.steps) > 0, "steps", self.steps, "one or more numbers, such as 1 4 32")
+        check_steps(self.steps)
+        for name in ("seeds", "classifier_steps", "batch_size"):
+            positive(name, getattr(self, name))
+        non_negative("guidance", self.guidance)
+        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")

@@ -1,0 +1,86 @@
+"""Generating masks: which checkpoint, which prompts, how many, in how many steps, and where they go."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Annotated, Literal
+
+from tyro.conf import UseAppendAction
+
+from configs.checks import ConfigError, fraction, non_negative, positive, require
+
+
+@dataclass(frozen=True)
+class GenerateCfg:
+    """Everything that a generation needs."""
+
+    checkpoint: str
+    """Stage 2's checkpoint; it holds the whole pipeline."""
+    prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
+    """What to draw; give it several times for several prompts ("" asks for nothing in particular)."""
+    prompts_file: str = ""
+    """Text file with one prompt per line, drawn after those of --prompt."""
+    num: int = 16
+    """Masks per prompt and step count."""
+    steps: tuple[int, ...] = ()
+    """Network steps, such as 1, or 1 4 32 for the same masks in each of them; none: the sampler's own number."""
+    times: str = ""
+    """Irregular steps instead: rising times from 0 (noise) to 1 (mask), such as 0,0.3,0.5,1."""
+    sampler: str = ""
+    """Another sampler of the checkpoint's family, such as ddim for a ddpm checkpoint; empty: the trained one."""
+    eta: float | None = None
+    """DDIM's noise (0: deterministic, 1: DDPM's); none: as trained."""
+    guidance: float = 1.0
+    """Classifier-free guidance: 0 ignores the prompt, 1 follows it, above 1 exaggerates it."""
+    seed: int = 0
+    """Mask k of every prompt has the seed SEED + k: alone, it decides the mask, at any batch size."""
+    threshold: float = 0.5
+    """Probability above which a pixel is foreground."""
+    out: str = ""
+    """Folder to write to; empty: a new one, masks-1, masks-2 ..., beside the checkpoint."""
+    overwrite: bool = False
+    """Write into a folder that is not empty; the files of its earlier manifest are removed first."""
+    one_bit: bool = False
+    """1-bit PNG files instead of 8-bit files with 0 and 255."""
+    size: int = 64
+    """Height and width in pixels of one mask in the picture grid.png."""
+    batch_size: int = 64
+    """Masks per network call; it changes speed and memory, never a file."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """What to run on; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.checkpoint.strip()), "checkpoint", self.checkpoint, "the path of a stage-2 checkpoint")
+        if not self.prompt and not self.prompts_file:
+            raise ConfigError('nothing to draw: give --prompt "a giraffe" (once or more often) or --prompts-file')
+        for name in ("num", "batch_size", "size"):
+            positive(name, getattr(self, name))
+        require(self.size <= 1024, "size", self.size, "at most 1024 pixels")
+        check_steps(self.steps)
+        if self.times and self.steps:
+            raise ConfigError("give either steps or times: the list of times already says how many steps there are")
+        _ = self.time_list  # raises for a list that cannot be read
+        if self.eta is not None:
+            fraction("eta", self.eta)
+        non_negative("guidance", self.guidance)
+        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        require(0 < self.threshold < 1, "threshold", self.threshold, "above 0 and below 1")
+
+    @property
+    def time_list(self) -> tuple[float, ...] | None:
+        """``times`` as numbers, or None when it is empty."""
+        if not self.times.strip():
+            return None
+        rule = "rising numbers from 0 to 1, such as 0,0.3,0.5,1"
+        try:
+            times = tuple(float(part) for part in self.times.split(","))
+        except ValueError:
+            raise ConfigError(f"times is {self.times!r}, but it must be {rule}") from None
+        rising = all(a < b for a, b in pairwise(times))
+        require(len(times) >= 2 and times[0] == 0 and times[-1] == 1 and rising, "times", self.times, rule)
+        return times
+
+
+def check_steps(steps: tuple[int, ...]) -> None:
+    """Raise ``ConfigError`` unless the step counts are positive and differ."""
+    require(all(count >= 1 for count in steps), "steps", steps, "positive whole numbers, such as 1 4 32")
+    require(len(set(steps)) == len(steps), "steps", steps, "different numbers")

@@ -1,0 +1,126 @@
+"""A preset is a function that returns a whole typed config; copy one to start your own."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, Stage1Cfg
+from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource, MnistSource
+from configs.diffusion_cfg import EMACfg, ShortcutCfg, Stage2Cfg, TextCfg, UNetCfg
+from configs.trainer_cfg import OptimCfg, TrainerCfg
+
+ANIMALS = DataCfg(EmbeddedSource("animals32"), image_size=32, augment=AugmentCfg(hflip=0.5))
+ICONS = DataCfg(EmbeddedSource("icons64"), image_size=64)
+FOLDER = DataCfg(FolderSource(), image_size=64, batch_size=64)
+MNIST = DataCfg(MnistSource(), image_size=32)
+RGB = DataCfg(FolderSource(), image_size=64, channels=3, batch_size=64)
+
+SMALL_VAE = AutoencoderCfg(width=32, multipliers=(1, 2, 4), regulariser=KLCfg(1e-3))
+WIDE_VAE = AutoencoderCfg(width=32, multipliers=(1, 2, 4), blocks=2, regulariser=KLCfg(1e-3))
+
+
+def stage1_animals_tiny() -> Stage1Cfg:
+    """Stage 1 of the quickstart: 32x32 silhouettes, two minutes on two cores."""
+    return Stage1Cfg(
+        data=ANIMALS, autoencoder=SMALL_VAE, optim=OptimCfg(lr=2e-3), ema=0.99,
+        train=TrainerCfg(max_steps=900, val_every=300),
+    )
+
+
+def stage1_animals() -> Stage1Cfg:
+    """32x32 silhouettes of ten animals, trained longer."""
+    return replace(stage1_animals_tiny(), ema=0.999, train=TrainerCfg(max_steps=3000, val_every=500))
+
+
+def stage1_icons() -> Stage1Cfg:
+    """28,046 captioned 64x64 icons."""
+    return Stage1Cfg(
+        data=ICONS, autoencoder=WIDE_VAE, optim=OptimCfg(lr=1e-3), train=TrainerCfg(max_steps=6000, val_every=1000)
+    )
+
+
+def stage1_folder() -> Stage1Cfg:
+    """Your own masks: set --data.source.train PATH (and --data.image-size)."""
+    return Stage1Cfg(
+        data=FOLDER, autoencoder=SMALL_VAE, optim=OptimCfg(lr=1e-3), train=TrainerCfg(max_steps=3000, val_every=500)
+    )
+
+
+def stage1_mnist() -> Stage1Cfg:
+    """torchvision's MNIST as masks, padded to 32x32."""
+    return replace(stage1_animals_tiny(), data=MNIST)
+
+
+def stage1_rgb() -> Stage1Cfg:
+    """Ordinary RGB images from a folder, judged by L1."""
+    vae = replace(WIDE_VAE, loss=L1LossCfg(), regulariser=KLCfg(1e-6), latent_channels=8)
+    return Stage1Cfg(data=RGB, autoencoder=vae, optim=OptimCfg(lr=5e-4), train=TrainerCfg(max_steps=20000))
+
+
+def stage2_animals_tiny() -> Stage2Cfg:
+    """Stage 2 of the quickstart: about eight minutes on two cores."""
+    return Stage2Cfg(
+        data=ANIMALS,
+        backbone=UNetCfg(width=96, multipliers=(1, 2), blocks=2, attention_sizes=(4, 8)),
+        text=TextCfg(max_tokens=16),
+        sampler=ShortcutCfg(),
+        optim=OptimCfg(lr=1e-3, warmup_steps=100),
+        ema=EMACfg(0.998, 0.95),
+        train=TrainerCfg(max_steps=2000, val_every=500),
+    )
+
+
+def stage2_animals() -> Stage2Cfg:
+    """32x32 silhouettes of ten animals: about an hour on two cores."""
+    return replace(
+        stage2_animals_tiny(), ema=EMACfg(0.9995, 0.95), train=TrainerCfg(max_steps=12000, val_every=2000)
+    )
+
+
+def stage2_icons() -> Stage2Cfg:
+    """64x64 icons from any caption; for a GPU, or a night of a CPU."""
+    return Stage2Cfg(
+        data=ICONS,
+        backbone=UNetCfg(width=128, multipliers=(1, 2, 3), blocks=2),
+        sampler=ShortcutCfg(),
+        optim=OptimCfg(lr=5e-4, warmup_steps=500),
+        train=TrainerCfg(max_steps=100000, val_every=5000, log_every=100),
+    )
+
+
+def stage2_folder() -> Stage2Cfg:
+    """Your own masks: set --data.source.train PATH (and --data.image-size)."""
+    return Stage2Cfg(
+        data=FOLDER,
+        backbone=UNetCfg(width=96, multipliers=(1, 2, 2)),
+        sampler=ShortcutCfg(),
+        optim=OptimCfg(lr=5e-4, warmup_steps=200),
+        train=TrainerCfg(max_steps=10000, val_every=1000),
+    )
+
+
+def stage2_mnist() -> Stage2Cfg:
+    """torchvision's MNIST as masks, with prompts such as "a seven"."""
+    return replace(stage2_animals_tiny(), data=MNIST)
+
+
+def stage2_rgb() -> Stage2Cfg:
+    """Ordinary RGB images from a folder."""
+    return replace(stage2_folder(), data=RGB, train=TrainerCfg(max_steps=100000, val_every=5000, log_every=100))
+
+
+STAGE_1: dict[str, Callable[[], Stage1Cfg]] = {
+    "animals-tiny": stage1_animals_tiny,
+    "animals": stage1_animals,
+    "icons": stage1_icons,
+    "folder": stage1_folder,
+    "mnist": stage1_mnist,
+    "rgb": stage1_rgb,
+}
+STAGE_2: dict[str, Callable[[], Stage2Cfg]] = {
+    "animals-tiny": stage2_animals_tiny,
+    "animals": stage2_animals,
+    "icons": stage2_icons,
+    "folder": stage2_folder,
+    "mnist": stage2_mnist,
+    "rgb": stage2_rgb,
+}

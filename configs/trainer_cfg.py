@@ -1,0 +1,87 @@
+"""Steps, precision, devices, strategy, optimiser, logging and checkpoints: shared by both stages."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from configs.checks import fraction, non_negative, one_of, positive, require
+
+PRECISIONS = ("auto", "fp32", "bf16-mixed", "fp16-mixed")
+STRATEGIES = ("auto", "ddp", "fsdp")
+
+
+@dataclass(frozen=True)
+class OptimCfg:
+    """AdamW with linear warm-up and a cosine fall."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+    beta1: float = 0.9
+    """AdamW's decay of the mean gradient."""
+    beta2: float = 0.99
+    """AdamW's decay of the squared gradient."""
+    weight_decay: float = 0.01
+    """Decoupled weight decay of matrices and filters; biases, norms and embeddings have none."""
+    warmup_steps: int = 100
+    """Steps of the linear rise from zero."""
+    final_lr: float = 0.05
+    """Learning rate at the last step, as a share of the peak."""
+    clip_norm: float = 1.0
+    """Largest gradient norm (0: no clipping)."""
+
+    def __post_init__(self) -> None:
+        positive("optim.lr", self.lr)
+        fraction("optim.beta1", self.beta1, below_one=True)
+        fraction("optim.beta2", self.beta2, below_one=True)
+        non_negative("optim.weight_decay", self.weight_decay)
+        non_negative("optim.warmup_steps", self.warmup_steps)
+        fraction("optim.final_lr", self.final_lr)
+        non_negative("optim.clip_norm", self.clip_norm)
+
+
+@dataclass(frozen=True)
+class TrainerCfg:
+    """How long, on what, and what is kept."""
+
+    max_steps: int = 1000
+    """Optimiser steps of the whole training."""
+    max_minutes: float = 0.0
+    """Stop after this many minutes even if steps are left (0: no limit)."""
+    accumulate: int = 1
+    """Batches whose gradients are added up for one optimiser step."""
+    accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
+    """What to run on; auto takes a GPU where there is one."""
+    devices: int = 0
+    """Processes on this machine (0: one on a CPU, all GPUs otherwise)."""
+    nodes: int = 1
+    """Machines."""
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    """ddp: a copy of the network in each process; fsdp: its weights are shared out (ModelParallelStrategy + fully_shard)."""
+    precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed"] = "auto"
+    """auto: bf16 where this CPU or GPU is fast at it, else fp32."""
+    channels_last: Literal["auto", "on", "off"] = "auto"
+    """Memory format of the convolutions; auto takes the faster one."""
+    seed: int = 0
+    """Decides the weights at the start, the order of the data, noise and times."""
+    runs: str = "runs"
+    """Folder in which each training gets a folder of its own."""
+    run_dir: str = ""
+    """This training's folder; empty: a new one under runs/, named after the preset."""
+    resume: str = "none"
+    """none, auto (the newest checkpoint of run_dir), or the path of a checkpoint."""
+    val_every: int = 250
+    """Steps between two validations."""
+    log_every: int = 25
+    """Steps between two logged points."""
+    previews: bool = True
+    """Draw pictures at each validation."""
+
+    def __post_init__(self) -> None:
+        positive("train.max_steps", self.max_steps)
+        non_negative("train.max_minutes", self.max_minutes)
+        for name in ("accumulate", "nodes", "val_every", "log_every"):
+            positive(f"train.{name}", getattr(self, name))
+        non_negative("train.devices", self.devices)
+        one_of("train.strategy", self.strategy, STRATEGIES)
+        one_of("train.precision", self.precision, PRECISIONS)
+        require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295")
+        require(bool(self.resume.strip()), "train.resume", self.resume, "none, auto or the path of a checkpoint")

@@ -1,0 +1,1 @@
+"""Masks and prompts: sources, split, augmentation, loaders. Only ``data/module.py`` imports Lightning."""

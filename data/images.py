@@ -1,0 +1,147 @@
+"""One image file -> one mask or RGB array, whatever its format; nothing but ``DataError`` is raised.
+
+How a pixel becomes foreground, by kind of file:
+
+- **1 bit, 8 bit, 16 bit, 32 bit, float**: above half of the range (0.5, 127.5, 32767.5, ..., 0.5 for floats); where no
+  pixel reaches that half, above half of the largest value, so files of 0/1 or of 12 bits stay what they show.
+- **RGB, CMYK and other colours**: the brightest of red, green and blue counts, as an 8-bit value.
+- **Alpha** (LA, RGBA, palette with transparency): if alpha varies and the visible pixels share one colour, alpha itself
+  is the mask (a black icon on nothing). Otherwise the image is put on black; a constant alpha above 0 is ignored.
+- **Palette**: every index but 0 is foreground, whatever its colour: it is a label map. The one exception is a picture
+  stored with a palette, told by colours that are greys from black to white in another order than a plain ramp:
+  it is read by its brightness, since programs that reduce colours give the indices no meaning.
+"""
+
+import os
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from data.masks import DataError
+
+MAX_PIXELS = 64_000_000
+_FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF")
+_ONE_COLOUR = 16  # levels that lossy compression may spread one colour over
+_TOP = {"b": 1.0, "u1": 255.0, "u2": 65535.0, "i4": 2147483647.0, "f4": 1.0}
+
+
+def shown(path: str | os.PathLike[str]) -> str:
+    """A path as printable text, also when its bytes are not UTF-8."""
+    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+
+
+def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
+    """The file as a mask [H,W], uint8 of 0 and 1, by the rules at the top of this file.
+
+    Raises:
+        DataError: no such file, not an image, damaged, or more than 64 million pixels.
+    """
+    return _read(Path(path), rgb=False)
+
+
+def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
+    """The file as an RGB image [H,W,3], uint8; alpha is put on black, deeper files are scaled to 8 bits.
+
+    Raises:
+        DataError: as ``read_mask``.
+    """
+    return _read(Path(path), rgb=True)
+
+
+def _read(path: Path, rgb: bool) -> np.ndarray:
+    if not path.is_file():  # also keeps pipes and devices from being opened
+        raise DataError(f"{shown(path)} is not a file; name an image file that exists")
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            _check_size(image)
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1:
+                warnings.warn(f"{shown(path)} has {frames} frames or pages; the first is used", stacklevel=2)
+            upright = ImageOps.exif_transpose(image)
+            return _rgb(upright) if rgb else _mask(upright)
+    except DataError as error:
+        raise DataError(f"{shown(path)} {error}") from None
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise DataError(f"{shown(path)} {_too_large()}") from None
+    except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError ...
+        reason = f"{type(error).__name__}: {shown(str(error))}"
+        raise DataError(f"{shown(path)} cannot be read as an image ({reason}); replace or remove it") from error
+
+
+def _too_large(size: str = "") -> str:
+    return f"is too large{size}: at most {MAX_PIXELS // 1_000_000} million pixels are read; shrink or remove it"
+
+
+def _check_size(image: Image.Image) -> None:
+    """Refuse by the header alone, before any pixel is decoded."""
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(_too_large(f" ({image.width}x{image.height})"))
+
+
+def _has_alpha(image: Image.Image) -> bool:
+    keyed = image.mode in ("1", "L", "P", "RGB") and "transparency" in image.info
+    return keyed or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
+
+
+def _mask(image: Image.Image) -> np.ndarray:
+    if _has_alpha(image):
+        return _alpha_mask(np.asarray(image.convert("RGBA")))
+    if image.mode == "P":
+        return _palette_mask(image)
+    if image.mode == "1" or image.mode == "L" or image.mode[0] in "IF":
+        return _binarise(np.asarray(image))
+    return _binarise(np.asarray(image.convert("RGB")).max(axis=-1))
+
+
+def _binarise(values: np.ndarray) -> np.ndarray:
+    """[H,W] of bool, integer or float -> [H,W] of 0/1, above half of the range or of the largest value."""
+    kind = values.dtype.kind + ("" if values.dtype.kind == "b" else str(values.dtype.itemsize))
+    if not np.isfinite(values).all():
+        raise DataError("holds values that are not finite numbers; write it again as 0 and 255")
+    half, largest = _TOP[kind] / 2, float(values.max())
+    if values.dtype.kind == "f" and largest > 1:
+        half = largest / 2
+    return (values > (half if largest > half else max(largest, 0.0) / 2)).astype(np.uint8)
+
+
+def _alpha_mask(rgba: np.ndarray) -> np.ndarray:
+    colour, alpha = rgba[..., :3], rgba[..., 3]
+    if alpha.min() == alpha.max():
+        return _binarise(colour.max(axis=-1)) if alpha.max() else np.zeros(alpha.shape, np.uint8)
+    visible = colour[alpha > alpha.max() // 2]
+    if np.ptp(visible, axis=0).max() <= _ONE_COLOUR:
+        return _binarise(alpha)
+    return _binarise(_on_black(rgba).max(axis=-1))
+
+
+def _on_black(rgba: np.ndarray) -> np.ndarray:
+    """[H,W,4] -> [H,W,3], rounded to the nearest 8-bit value."""
+    return ((rgba[..., :3].astype(np.uint32) * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+
+
+def _palette_mask(image: Image.Image) -> np.ndarray:
+    indices = np.asarray(image)
+    used = np.unique(indices)
+    colours = np.zeros((256, 3), np.uint8)
+    stored = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
+    colours[: len(stored)] = stored
+    grey, level = colours[used], colours[used, 0]
+    is_grey = bool((grey == level[:, None]).all()) and level.min() == 0 and level.max() == 255
+    if is_grey and not np.array_equal(level, used):
+        return _binarise(colours[indices, 0])
+    return (indices != 0).astype(np.uint8)
+
+
+def _rgb(image: Image.Image) -> np.ndarray:
+    if _has_alpha(image):
+        return _on_black(np.asarray(image.convert("RGBA")))
+    if image.mode[0] in "IF":
+        values = np.asarray(image).astype(np.float64)
+        if not np.isfinite(values).all():
+            raise DataError("holds values that are not finite numbers; write it again as an 8-bit image")
+        top = 1.0 if image.mode == "F" else 65535.0
+        grey = np.clip(np.rint(values * (255 / max(top, values.max()))), 0, 255).astype(np.uint8)
+        return np.repeat(grey[..., None], 3, axis=-1)
+    return np.array(image.convert("RGB"))

@@ -1,0 +1,115 @@
+"""The LightningDataModule: batches of images, or of cached latents, in an order that can be repeated."""
+
+import warnings
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from configs.data_cfg import AugmentCfg, DataCfg
+from data.datasets import Batch, ImageDataset, LatentDataset, identity, mirrored, to_tensor
+from data.masks import DataError, MaskSet
+from data.order import EpochSampler
+from data.sources import load_splits, prepare
+
+
+def _batches_done(trainer: L.Trainer) -> int:
+    """Training batches of this rank, finished up to now; restored from a checkpoint before the first epoch begins."""
+    progress: Any = trainer.fit_loop.epoch_loop.batch_progress.total
+    return int(progress.processed)
+
+
+class MaskDataModule(L.LightningDataModule):
+    """Training and held-out masks of one config.
+
+    Use it with ``Trainer(use_distributed_sampler=False)``: the training order is already shared out among the ranks,
+    and every rank sees the whole held-out set. A resumed training goes on with the batches not yet seen.
+
+    Raises:
+        DataError: from ``setup``, for data that cannot be used.
+    """
+
+    train_set: MaskSet
+    val_set: MaskSet
+
+    def __init__(self, cfg: DataCfg, seed: int) -> None:
+        super().__init__()
+        self.cfg, self.seed = cfg, seed
+        self._moments: Tensor | None = None
+
+    def prepare_data(self) -> None:
+        prepare(self.cfg)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Load both sets, once."""
+        if not hasattr(self, "train_set"):
+            self.train_set, self.val_set = load_splits(self.cfg)
+
+    @property
+    def variants(self) -> int:
+        """How many versions of a training mask there are to cache: 1 (as is) or 2 (as is, mirrored).
+
+        Raises:
+            DataError: the augmentation makes endless versions.
+        """
+        if not self.cfg.augment.only_hflip:
+            raise DataError("latents can be cached only for masks as they are or mirrored; set --data.augment.vflip, "
+                            "rot90, affine and elastic to 0, or --data.cache-latents False")  # fmt: skip
+        return 2 if self.cfg.augment.hflip else 1
+
+    def variant_batches(self, batch_size: int) -> Iterator[tuple[int, slice, Tensor]]:
+        """(variant, slice of indices, images float32 [b,C,H,W] in [0, 1]) of all training masks, in index order."""
+        for variant in range(self.variants):
+            for start in range(0, len(self.train_set), batch_size):
+                rows = slice(start, min(start + batch_size, len(self.train_set)))
+                images = self.train_set.images[rows]
+                yield variant, rows, to_tensor(mirrored(images) if variant else images)
+
+    def use_latents(self, moments: Tensor) -> None:
+        """From now on ``train_dataloader`` yields rows of ``moments`` [V,N,2C,h,w] instead of images.
+
+        Call it before the trainer asks for the loader. ``moments`` holds the encoded ``variant_batches``.
+
+        Raises:
+            DataError: not one latent per variant and training mask.
+        """
+        if moments.ndim != 5 or tuple(moments.shape[:2]) != (self.variants, len(self.train_set)):
+            raise DataError(f"cached latents have shape {tuple(moments.shape)}, but {self.variants} variants of "
+                            f"{len(self.train_set)} masks are needed; encode the training set again")  # fmt: skip
+        self._moments = moments
+
+    def train_dataloader(self) -> DataLoader[Batch]:
+        """Batches of ``ImageDataset`` or ``LatentDataset``; never an empty loader."""
+        trainer = self.trainer
+        rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        batch_size = self._batch_size(len(self.train_set) // world)
+        done = partial(_batches_done, trainer) if trainer else None
+        sampler = EpochSampler(len(self.train_set), batch_size, self.seed, rank, world, done)
+        if self._moments is None:
+            images = ImageDataset(self.train_set, self.cfg.augment, self.seed)
+            return self._loader(images, batch_size, self.cfg.workers, sampler=sampler, drop_last=True)
+        latents = LatentDataset(self._moments, self.train_set.prompts, self.cfg.augment.hflip, self.seed)
+        return self._loader(latents, batch_size, 0, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Batch]:
+        """The whole held-out set in its order, never augmented, images also when training runs on latents."""
+        images = ImageDataset(self.val_set, AugmentCfg(), self.seed)
+        return self._loader(images, self.cfg.batch_size, self.cfg.workers)
+
+    def _loader(self, dataset: Any, batch_size: int, workers: int, **order: Any) -> DataLoader[Batch]:
+        in_memory_of_gpu = isinstance(dataset, LatentDataset) and dataset.moments.is_cuda
+        return DataLoader(
+            dataset, batch_size, num_workers=workers, persistent_workers=workers > 0, collate_fn=identity,
+            pin_memory=torch.cuda.is_available() and not in_memory_of_gpu, **order,
+        )  # fmt: skip
+
+    def _batch_size(self, share: int) -> int:
+        if share >= self.cfg.batch_size or share == 0:
+            return self.cfg.batch_size
+        warnings.warn(f"data.batch_size is {self.cfg.batch_size}, but each process has only {share} training masks: "
+                      f"batches of {share} are used", stacklevel=2)  # fmt: skip
+        return share

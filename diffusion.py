@@ -1,0 +1,136 @@
+"""Stage 2: a text-conditioned network in the latent space of a frozen autoencoder, trained and sampled by a sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from autoencoder import AutoencoderModule
+from configs.autoencoder_cfg import Stage1Cfg
+from configs.cli import from_dict, to_dict
+from configs.diffusion_cfg import Stage2Cfg
+from models import build_backbone
+from models.checkpoint import KEY, describe, read_checkpoint
+from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.optim import build_optimizer, reseed
+from models.sharding import shard_parts
+from models.text import Condition, TextEncoder
+from models.vae import Posterior
+from samplers import build_sampler
+from samplers.base import Sampler
+
+MAKE = "bash scripts/train_stage_2.sh"
+
+
+class DiffusionModule(L.LightningModule):
+    """The network, two averaged twins (one generates, one teaches), the frozen autoencoder, and a sampler.
+
+    The frozen text encoder is no part of the module: it is loaded by name and belongs to no checkpoint.
+    """
+
+    def __init__(self, cfg: Stage2Cfg, autoencoder: AutoencoderModule, data: str = "") -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.data = data  # fingerprint of the data set
+        self.complete = False  # whether training ended as planned
+        self.sampler: Sampler = build_sampler(cfg.sampler)
+        self.encode_text = TextEncoder(cfg.text)
+        self.autoencoder = autoencoder.eval().requires_grad_(False)
+        self.net = build_backbone(cfg.backbone, self.latent_shape, self.encode_text.features, cfg.text.width)
+        self.average = frozen_twin(self.net)
+        self.teacher = frozen_twin(self.net)
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(Cz, h, w) of one mask's latent."""
+        return self.autoencoder.latent_shape
+
+    def example_inputs(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Condition]:
+        """Inputs of the network for a batch of ``rows``, for timing it."""
+        times = torch.rand(rows)
+        return torch.randn(rows, *self.latent_shape), times, times, self.encode_text(["a prompt"] * rows)
+
+    def configure_model(self) -> None:
+        if self.device_mesh is not None:  # only ModelParallelStrategy sets one
+            shard_parts([self.net, self.average, self.teacher], self.device_mesh["data_parallel"])
+
+    def train(self, mode: bool = True) -> DiffusionModule:
+        """Only the trained network leaves eval mode."""
+        super().train(mode)
+        for frozen in (self.autoencoder, self.average, self.teacher):
+            frozen.eval()
+        return self
+
+    def latents(self, batch: dict[str, Any]) -> Tensor:
+        """A batch's latents [B,Cz,h,w]: samples from cached moments, or from the frozen encoder's posterior."""
+        if "moments" in batch:
+            posterior = Posterior(*batch["moments"].float().chunk(2, dim=1))
+        else:
+            with torch.no_grad():
+                posterior = self.autoencoder.posterior(batch["image"])
+        return posterior.sample(torch.randn_like(posterior.mean))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
+        loss, parts = self.sampler.loss(self.net, x1, cond, teacher=self.teacher)
+        self.log("loss", loss.detach(), prog_bar=True)
+        if self.global_step % self.cfg.train.log_every == 0:
+            self.log_dict({f"train/{name}": value for name, value in parts.items()})
+        return loss
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """The loss of the averaged network on held-out masks, with the same noise and times at every validation."""
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            reseed(self.cfg.train.seed, 0, self.global_rank, batch_idx)
+            x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
+            loss, parts = self.sampler.loss(self.average, x1, cond, teacher=self.average)
+        scores = {"val/loss": loss} | {f"val/{name}": value for name, value in parts.items()}
+        self.log_dict(scores, batch_size=len(x1), sync_dist=True)
+
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        super().optimizer_step(*args, **kwargs)
+        for twin, decay in ((self.average, self.cfg.ema.decay), (self.teacher, self.cfg.ema.teacher_decay)):
+            ema_update_(twin, self.net, warmed_decay(decay, self.global_step))
+
+    def configure_optimizers(self) -> Any:
+        return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        prompts: Sequence[str],
+        noise: Tensor,
+        *,
+        steps: int | None = None,
+        times: Sequence[float] | None = None,
+        guidance: float = 1.0,
+        sampler: Sampler | None = None,
+        randn: Callable[[Tensor], Tensor] = torch.randn_like,
+    ) -> Tensor:
+        """Probabilities [B,C,H,W] of the masks that B prompts and noise [B,Cz,h,w] give, by the averaged network."""
+        cond: Condition = self.encode_text(list(prompts), noise.device)
+        z = (sampler or self.sampler).sample(
+            self.average, noise, cond, steps=steps, times=times, guidance=guidance, randn=randn
+        )
+        return self.autoencoder.to_pixels(z).sigmoid()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        about = describe("diffusion", to_dict(self.cfg), complete=self.complete, data=self.data)
+        checkpoint[KEY] = about | {"autoencoder": to_dict(self.autoencoder.cfg)}
+
+
+def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> DiffusionModule:
+    """The model of a stage-2 checkpoint, in eval mode on ``device``. Raises CheckpointError."""
+    content = read_checkpoint(path, "diffusion", MAKE)
+    about = content[KEY]
+    autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
+    module = DiffusionModule(from_dict(Stage2Cfg, about["config"]), autoencoder, about["data"])
+    module.load_state_dict(content["state_dict"])
+    module.complete = about["complete"]
+    return module.to(device).eval().requires_grad_(False)

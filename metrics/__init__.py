@@ -1,0 +1,1 @@
+"""What a mask is worth: reconstruction (IoU, Dice), distance of distributions (Frechet), and what a classifier sees."""

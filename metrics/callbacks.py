@@ -1,0 +1,59 @@
+"""What a training shows of itself: reconstruction scores, pictures, and sample grids with fixed prompts and seeds."""
+
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torchvision.utils import make_grid
+
+from metrics.reconstruction import dice, iou
+
+
+def add_picture(trainer: L.Trainer, tag: str, rows: Tensor, columns: int) -> None:
+    """Write pictures [N,C,H,W] in [0,1] as one grid to every logger that takes images."""
+    if not trainer.is_global_zero:
+        return
+    grid = make_grid(rows.float().cpu(), nrow=columns, padding=1, pad_value=0.5)
+    for logger in trainer.loggers:
+        writer = logger.experiment
+        if hasattr(writer, "add_image"):
+            writer.add_image(tag, grid, trainer.global_step)
+
+
+class ReconstructionMonitor(L.Callback):
+    """IoU and Dice of held-out masks, and a grid of masks above their reconstructions."""
+
+    def on_validation_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        x, p = outputs["image"], outputs["reconstruction"]
+        if x.shape[1] == 1:
+            real, drawn = x > 0.5, p > 0.5
+            scores = {"val/iou": iou(drawn, real).mean(), "val/dice": dice(drawn, real).mean()}
+            pl_module.log_dict(scores, batch_size=len(x), sync_dist=True, prog_bar=True)
+        if batch_idx == 0:
+            add_picture(trainer, "reconstructions", torch.cat([x[:16], p[:16]]), columns=len(x[:16]))
+
+
+class SamplePreview(L.Callback):
+    """Grids of samples at several step counts, from the same prompts and noise at every validation."""
+
+    def __init__(self, prompts: list[str], seed: int, steps: tuple[int, ...] = (1, 4, 32), rows: int = 8) -> None:
+        self.prompts = [prompt for prompt in dict.fromkeys(prompts)][:rows]
+        self.seed, self.steps = seed, steps
+
+    def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
+        per_prompt = 8
+        prompts = [prompt for prompt in self.prompts for _ in range(per_prompt)]
+        generator = torch.Generator().manual_seed(self.seed)
+        noise = torch.randn(len(prompts), *pl_module.latent_shape, generator=generator).to(pl_module.device)
+        for steps in self.steps:  # on every rank: sharded networks need all of them
+            masks = pl_module.generate(prompts, noise, steps=steps)
+            add_picture(trainer, f"samples/{steps}_steps", masks, columns=per_prompt)

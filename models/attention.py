@@ -1,0 +1,91 @@
+"""Attention of pixels to each other and to the prompt, with an optional xformers kernel."""
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.blocks import group_norm
+
+Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def sdpa(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    """torch's scaled dot-product attention. q [B,heads,N,d], k v [B,heads,M,d], keep [B,M] bool -> [B,heads,N,d]."""
+    if q.device.type == "cpu":  # torch's fused CPU kernel has a slow backward at the few tokens of a latent
+        bias = torch.zeros(keep.shape, dtype=q.dtype).masked_fill_(~keep, float("-inf"))[:, None, None, :]
+        scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3)) + bias  # [B,heads,N,M]
+        return torch.matmul(scores.softmax(dim=3).to(v.dtype), v)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
+
+
+def _xformers(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
+    from xformers.ops import memory_efficient_attention
+
+    (batch, heads, n, _), m = q.shape, k.shape[2]
+    padded = m + (-m) % 8  # the kernel wants the mask's rows aligned to 8 elements
+    bias = q.new_full((batch, 1, 1, padded), 0.0)
+    bias[..., :m].masked_fill_(~keep[:, None, None, :], torch.finfo(q.dtype).min)
+    bias = bias.expand(batch, heads, n, padded)[..., :m]
+    out = memory_efficient_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_bias=bias)
+    return out.transpose(1, 2)
+
+
+@cache
+def xformers_kernel(device_type: str) -> Kernel:
+    """xformers' kernel where it runs, else :func:`sdpa` after one warning that says why."""
+    try:
+        if device_type != "cuda":
+            raise RuntimeError(f"it runs on CUDA only, and this is {device_type}")
+        import xformers.ops  # noqa: F401  # only to see whether it loads
+
+        probe = torch.zeros(1, 1, 8, 32, device=device_type, dtype=torch.float16)
+        _xformers(probe, probe, probe, torch.ones(1, 8, dtype=torch.bool, device=device_type))
+    except (ImportError, RuntimeError, NotImplementedError, AttributeError) as reason:
+        warnings.warn(
+            f"attention 'xformers' is not usable with torch {torch.__version__} ({reason}); "
+            "torch's own attention is used instead, with the same results",
+            stacklevel=2,
+        )
+        return sdpa
+    return _xformers
+
+
+class PixelAttention(nn.Module):
+    """Self- and cross-attention in one: each pixel looks at all pixels and at the prompt's tokens.
+
+    Keys and values of the prompt are appended to those of the pixels (Nichol et al. 2022, GLIDE, section 3), so one
+    kernel call serves both. Starts as the identity.
+    """
+
+    def __init__(self, channels: int, token_channels: int, head_channels: int, kernel: str = "auto") -> None:
+        super().__init__()
+        if channels % head_channels:
+            raise ValueError(f"{channels} channels cannot be split into heads of {head_channels}")
+        self.heads = channels // head_channels
+        self.use_xformers = kernel == "xformers"
+        self.norm = group_norm(channels)
+        self.qkv = nn.Linear(channels, 3 * channels)
+        self.token_kv = nn.Linear(token_channels, 2 * channels)
+        self.out = nn.Linear(channels, channels)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, x: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
+        """x [B,C,H,W], tokens [B,L,D], keep [B,L] bool (False: padding) -> [B,C,H,W]."""
+        batch, channels, height, width = x.shape
+        pixels = self.norm(x).flatten(2).transpose(1, 2)  # [B,HW,C]
+        q, k, v = self.qkv(pixels).chunk(3, dim=2)
+        token_k, token_v = self.token_kv(tokens).chunk(2, dim=2)  # [B,L,C] each
+        k, v = torch.cat([k, token_k], dim=1), torch.cat([v, token_v], dim=1)  # [B,HW+L,C]
+        keep = torch.cat([keep.new_ones(batch, height * width), keep], dim=1)
+        kernel = xformers_kernel(x.device.type) if self.use_xformers else sdpa
+        attended = kernel(*(self._split(y) for y in (q, k, v)), keep)  # [B,heads,HW,d]
+        mixed = self.out(attended.transpose(1, 2).reshape(batch, height * width, channels))
+        return x + mixed.transpose(1, 2).reshape(batch, channels, height, width)
+
+    def _split(self, y: Tensor) -> Tensor:
+        return y.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B,N,C] -> [B,heads,N,d]

@@ -1,0 +1,59 @@
+"""The residual block and the time embedding."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with at most 32 groups of at least 4 channels."""
+    return nn.GroupNorm(max(1, min(32, channels // 4)), channels)
+
+
+class NumberEmbedding(nn.Module):
+    """Sinusoids of a number in [0, 1], then a small MLP.
+
+    Angles run from 1 to 1000 radians per unit, so that 0 and 1/128 are far apart (without that scale they coincide).
+    """
+
+    def __init__(self, channels: int, features: int = 128) -> None:
+        super().__init__()
+        rates = torch.exp(torch.linspace(0.0, math.log(1000.0), features // 2))
+        self.register_buffer("rates", rates, persistent=False)
+        self.rates: Tensor
+        self.mlp = nn.Sequential(nn.Linear(features, channels), nn.SiLU(), nn.Linear(channels, channels))
+
+    def forward(self, number: Tensor) -> Tensor:
+        """number [B] -> [B,channels]."""
+        angles = number.float()[:, None] * self.rates  # [B,features/2]
+        return self.mlp(torch.cat([angles.sin(), angles.cos()], dim=1))
+
+
+class ResBlock(nn.Module):
+    """Two 3x3 convolutions; the embedding scales and shifts the second norm; starts as its skip connection.
+
+    ``emb_channels=0`` leaves the modulation out (the VAE's blocks).
+    """
+
+    def __init__(self, channels: int, out_channels: int, emb_channels: int = 0, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.norm1 = group_norm(channels)
+        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.modulation = nn.Linear(emb_channels, 2 * out_channels) if emb_channels else None
+        self.norm2 = group_norm(out_channels)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
+        nn.init.zeros_(self.conv2.weight)
+        if self.conv2.bias is not None:
+            nn.init.zeros_(self.conv2.bias)
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        """x [B,C,H,W], emb [B,E] -> [B,C',H,W]."""
+        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        if self.modulation is not None and emb is not None:
+            scale, shift = self.modulation(emb)[:, :, None, None].chunk(2, dim=1)
+            h = torch.addcmul(shift, h, 1 + scale)
+        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))

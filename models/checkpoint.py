@@ -1,0 +1,64 @@
+"""Reading checkpoints: tensors and plain values only, and one kind of error."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+FORMAT_VERSION = 1
+KEY = "mask_model"  # where a checkpoint says what it is
+
+
+class CheckpointError(Exception):
+    """A checkpoint that cannot be used: which file, why, and what to do."""
+
+    def __init__(self, path: str | Path, reason: str, hint: str) -> None:
+        self.path, self.reason, self.hint = Path(path), reason, hint
+        super().__init__(f"{path}: {reason}; {hint}")
+
+
+def describe(kind: str, config: Mapping[str, Any], *, complete: bool, data: str) -> dict[str, Any]:
+    """What a checkpoint says of itself: kind, format version, plain config, the data set, and whether training ended."""
+    return {"kind": kind, "version": FORMAT_VERSION, "config": dict(config), "complete": complete, "data": data}
+
+
+def read_checkpoint(path: str | Path, kind: str, make: str) -> dict[str, Any]:
+    """The checkpoint's dictionary, read without running code from it.
+
+    ``kind`` is "autoencoder" or "diffusion"; ``make`` is the command that makes one, for the error's hint.
+    Raises CheckpointError for a missing, damaged or foreign file.
+    """
+    hint = f"make one with: {make}"
+    if "://" in str(path):
+        raise CheckpointError(path, "is an address, and checkpoints are read from files only", "download it first")
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(path, "there is no such checkpoint", hint)
+    if path.is_dir():
+        raise CheckpointError(path, "is a folder, not a checkpoint file", f"name the .ckpt file inside it, or {hint}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as reason:  # torch raises six unrelated types for damaged files
+        first = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
+        raise CheckpointError(path, f"is damaged or not a checkpoint ({first[:100]})", hint) from reason
+    about = content.get(KEY) if isinstance(content, dict) else None
+    if not isinstance(about, dict):
+        raise CheckpointError(path, "is a checkpoint of another program", hint)
+    if about.get("kind") != kind:
+        raise CheckpointError(path, f"holds a {about.get('kind')!r} network, but a {kind!r} one is needed", hint)
+    if about.get("version") != FORMAT_VERSION:
+        raise CheckpointError(
+            path, f"has format version {about.get('version')}, but this program reads {FORMAT_VERSION}", hint
+        )
+    return content
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()

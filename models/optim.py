@@ -1,0 +1,43 @@
+"""The optimiser of both stages and their random streams."""
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from configs.trainer_cfg import OptimCfg
+
+
+def schedule(step: int, cfg: OptimCfg, max_steps: int) -> float:
+    """Learning rate at ``step`` as a share of the peak: linear warm-up, then half a cosine down to ``final_lr``."""
+    if step < cfg.warmup_steps:
+        return (step + 1) / cfg.warmup_steps
+    progress = min(1.0, (step - cfg.warmup_steps) / max(1, max_steps - cfg.warmup_steps))
+    return cfg.final_lr + (1 - cfg.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def build_optimizer(net: nn.Module, cfg: OptimCfg, max_steps: int) -> dict[str, Any]:
+    """AdamW (Loshchilov & Hutter 2019) over the trained parameters of ``net``, in Lightning's form, with its schedule.
+
+    Weight decay is for matrices and filters only: vectors (biases, norms, scales) and learned tokens have none.
+    """
+    trained = [p for p in net.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2 and p.shape[0] > 1]
+    vectors = [p for p in trained if not (p.ndim >= 2 and p.shape[0] > 1)]
+    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, cfg, max_steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def reseed(seed: int, step: int, rank: int, micro_batch: int = 0) -> None:
+    """Restart torch's random stream as a function of (seed, step, rank, micro batch).
+
+    Each rank draws its own noise and times, and a resumed training draws what an unbroken one would have drawn.
+    """
+    mixed = seed
+    for number in (step, rank, micro_batch):  # splitmix64-like mixing: neighbours get unrelated streams
+        mixed = ((mixed ^ (number + 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9) % 2**64
+        mixed ^= mixed >> 31
+    torch.manual_seed(mixed % 2**63)

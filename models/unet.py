@@ -1,0 +1,120 @@
+"""The wavelet UNet: average velocity of a latent, given time, step size and prompt."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from configs.checks import ConfigError
+from configs.diffusion_cfg import UNetCfg
+from models.attention import PixelAttention
+from models.blocks import NumberEmbedding, ResBlock, group_norm
+from models.text import Condition, PromptProjection
+from models.wavelet import ConvDown, ConvUp, WaveletDown, WaveletUp
+
+
+class Stage(nn.Module):
+    """A residual block and, at small sizes, attention."""
+
+    def __init__(self, cfg: UNetCfg, channels: int, out_channels: int, emb: int, tokens: int, size: int) -> None:
+        super().__init__()
+        self.block = ResBlock(channels, out_channels, emb, cfg.dropout)
+        attends = size in cfg.attention_sizes
+        self.attention = PixelAttention(out_channels, tokens, cfg.head_channels, cfg.attention) if attends else None
+
+    def forward(self, x: Tensor, emb: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
+        x = self.block(x, emb)
+        return x if self.attention is None else self.attention(x, tokens, keep)
+
+
+class WaveletUNet(nn.Module):
+    """A UNet whose resampling layers are gated Haar transforms (see :mod:`models.wavelet`).
+
+    ``latent_shape`` is (C, h, w); h and w must be multiples of ``cfg.factor`` (ConfigError otherwise), because every
+    Haar level halves them exactly. ``text_features`` is the width of the frozen encoder's token states.
+    """
+
+    def __init__(self, cfg: UNetCfg, latent_shape: tuple[int, int, int], text_features: int, text_width: int) -> None:
+        super().__init__()
+        latent_channels, height, width = latent_shape
+        if height % cfg.factor or width % cfg.factor:
+            raise ConfigError(
+                f"the latent is {height}x{width}, but backbone.multipliers {cfg.multipliers} halves it "
+                f"{len(cfg.multipliers) - 1} times: use fewer levels, or a data.image_size whose latent is a multiple "
+                f"of {cfg.factor}"
+            )
+        channels = [cfg.width * m for m in cfg.multipliers]
+        emb = 4 * cfg.width
+        self.factor = cfg.factor
+        self.time = NumberEmbedding(emb)
+        self.step = NumberEmbedding(emb)
+        self.prompt = PromptProjection(text_features, text_width)
+        self.pooled = nn.Linear(text_width, emb)
+        self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
+
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        skips, current, size = [channels[0]], channels[0], height
+        for level, wide in enumerate(channels):
+            stages = nn.ModuleList()
+            for _ in range(cfg.blocks):
+                stages.append(Stage(cfg, current, wide, emb, text_width, size))
+                current = wide
+                skips.append(current)
+            self.down.append(stages)
+            if level + 1 < len(channels):
+                self.shrink.append(
+                    WaveletDown(current, emb, cfg.gate) if cfg.resample == "wavelet" else ConvDown(current)
+                )
+                skips.append(current)
+                size //= 2
+
+        self.middle = Stage(cfg, current, current, emb, text_width, size)
+
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for level, wide in reversed(list(enumerate(channels))):
+            stages = nn.ModuleList()
+            for _ in range(cfg.blocks + 1):
+                stages.append(Stage(cfg, current + skips.pop(), wide, emb, text_width, size))
+                current = wide
+            self.up.append(stages)
+            if level > 0:
+                below = channels[level - 1]
+                self.grow.append(
+                    WaveletUp(current, below, emb) if cfg.resample == "wavelet" else ConvUp(current, below)
+                )
+                current = below
+                size *= 2
+
+        self.norm_out = group_norm(current)
+        self.conv_out = nn.Conv2d(current, latent_channels, 3, padding=1)
+        nn.init.zeros_(self.conv_out.weight)
+        nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]  # made with a bias
+
+    def forward(self, x: Tensor, t: Tensor, dt: Tensor, cond: Condition) -> Tensor:
+        """x [B,C,h,w], t [B], dt [B], cond of B rows -> average velocity over [t, t+dt], [B,C,h,w] in fp32."""
+        if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
+            raise ValueError(f"the latent is {tuple(x.shape[-2:])}, but it must be a multiple of {self.factor}")
+        tokens, keep = self.prompt(cond)  # [B,1+L,D], [B,1+L]
+        pooled = (tokens * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)  # [B,D]
+        emb = F.silu(self.time(t) + self.step(dt) + self.pooled(pooled))  # [B,E]
+
+        h = self.conv_in(x)
+        skips, bands = [h], []
+        for level, stages in enumerate(self.down):
+            for stage in stages:
+                h = stage(h, emb, tokens, keep)
+                skips.append(h)
+            if level < len(self.shrink):
+                h, high = self.shrink[level](h, emb)
+                bands.append(high)
+                skips.append(h)
+
+        h = self.middle(h, emb, tokens, keep)
+
+        for level, stages in enumerate(self.up):
+            for stage in stages:
+                h = stage(torch.cat([h, skips.pop()], dim=1), emb, tokens, keep)
+            if level < len(self.grow):
+                h = self.grow[level](h, emb, bands.pop())
+        return self.conv_out(F.silu(self.norm_out(h))).float()

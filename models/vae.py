@@ -1,0 +1,88 @@
+"""A small convolutional VAE whose decoder answers logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from configs.autoencoder_cfg import AutoencoderCfg
+from models.blocks import ResBlock, group_norm
+
+LOGVAR_RANGE = (-20.0, 10.0)  # exp() of more, or of less, is of no use and can overflow
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """A diagonal Gaussian over latents: mean and logvar [B,Cz,h,w]."""
+
+    mean: Tensor
+    logvar: Tensor
+
+    def sample(self, noise: Tensor) -> Tensor:
+        """mean + standard deviation * noise, all [B,Cz,h,w]."""
+        return torch.addcmul(self.mean, (0.5 * self.logvar).exp(), noise)
+
+
+class VAE(nn.Module):
+    """Encoder and decoder of residual blocks; the size halves at each entry of ``cfg.multipliers`` after the first."""
+
+    def __init__(self, cfg: AutoencoderCfg, image_channels: int) -> None:
+        super().__init__()
+        widths = [cfg.width * m for m in cfg.multipliers]
+        encoder: list[nn.Module] = [nn.Conv2d(image_channels, widths[0], 3, padding=1)]
+        for level, wide in enumerate(widths):
+            if level:
+                encoder.append(nn.Conv2d(widths[level - 1], wide, 3, stride=2, padding=1))
+            encoder += [ResBlock(wide, wide) for _ in range(cfg.blocks)]
+        encoder += [group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 2 * cfg.latent_channels, 1)]
+
+        decoder: list[nn.Module] = [nn.Conv2d(cfg.latent_channels, widths[-1], 3, padding=1)]
+        for level in reversed(range(len(widths))):
+            decoder += [ResBlock(widths[level], widths[level]) for _ in range(cfg.blocks)]
+            if level:
+                decoder.append(nn.Upsample(scale_factor=2.0, mode="nearest"))
+                decoder.append(nn.Conv2d(widths[level], widths[level - 1], 3, padding=1))
+        decoder += [group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], image_channels, 3, padding=1)]
+        self.encoder = nn.Sequential(*encoder)
+        self.decoder = nn.Sequential(*decoder)
+
+    def encode(self, x: Tensor) -> Posterior:
+        """x [B,C,H,W] in [0,1] -> posterior with mean and clamped logvar [B,Cz,h,w], in fp32."""
+        mean, logvar = self.encoder(2 * x - 1).float().chunk(2, dim=1)
+        return Posterior(mean, logvar.clamp(*LOGVAR_RANGE))
+
+    def decode(self, z: Tensor) -> Tensor:
+        """z [B,Cz,h,w] -> logits [B,C,H,W], in fp32."""
+        return self.decoder(z).float()
+
+
+def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """1 - (2 sum p y + 1) / (sum p + sum y + 1) of each image [B,C,H,W] -> [B].
+
+    Averaging images (not pixels of the batch) keeps small objects visible; an empty mask answered by an empty one is 0.
+    """
+    p, y = logits.sigmoid().flatten(1), target.flatten(1)
+    return 1 - (2 * (p * y).sum(1) + 1) / (p.sum(1) + y.sum(1) + 1)
+
+
+def mask_loss(logits: Tensor, target: Tensor, dice: float, max_pos_weight: float) -> Tensor:
+    """Binary cross-entropy, foreground weighted by clip(background/foreground, 1, max), plus dice * soft Dice -> scalar."""
+    foreground = target.mean()
+    pos_weight = ((1 - foreground) / foreground.clamp_min(1e-6)).clamp(1.0, max_pos_weight)
+    bce = F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)
+    return bce + dice * soft_dice_loss(logits, target).mean()
+
+
+def kl_divergence(posterior: Posterior) -> Tensor:
+    """KL(N(mean, var) || N(0, 1)) in nats, summed over the latent -> [B] (Kingma & Welling 2014, appendix B)."""
+    mean, logvar = posterior.mean, posterior.logvar
+    return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
+
+
+def variance_expansion(posterior: Posterior, delta: float, bound: float) -> Tensor:
+    """mean of 1/(variance + delta), plus bound * mean of exp(|mean| - 1) -> scalar."""
+    reward = 1 / (posterior.logvar.exp() + delta)
+    return reward.mean() + bound * (posterior.mean.abs().clamp_max(50.0) - 1).exp().mean()

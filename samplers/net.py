@@ -1,0 +1,53 @@
+"""What samplers assume about a network and a batch of prompts, and the row arithmetic that they share."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+C = TypeVar("C", bound="Cond")
+Randn = Callable[[Tensor], Tensor]  # noise of the shape, dtype and device of its argument
+
+
+class Net(Protocol):
+    """A backbone, its EMA twin, a guided network, or a test's closed form."""
+
+    def __call__(self, x: Tensor, t: Tensor, dt: Tensor, cond: Any) -> Tensor:
+        """``x`` [B,C,h,w], ``t`` [B], ``dt`` [B] -> [B,C,h,w]."""
+        ...
+
+
+class Cond(Protocol):
+    """A batch of prompts, one row each."""
+
+    def drop(self: C, rows: Tensor) -> C:
+        """Empty the prompts of ``rows`` [B] bool."""
+        ...
+
+    def repeat(self: C, n: int) -> C:
+        """The whole batch ``n`` times over, as in ``torch.cat([c] * n)``."""
+        ...
+
+    def __getitem__(self: C, rows: slice | Tensor) -> C: ...
+
+    def concat(self: C, other: C) -> C: ...
+
+
+def spread(value: Tensor, x: Tensor) -> Tensor:
+    """[B] -> [B,1,1,1], in the dtype and on the device of ``x`` [B,C,h,w]."""
+    return value.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 1))
+
+
+def filled(value: float, x: Tensor) -> Tensor:
+    """``value`` for each row of ``x`` [B,C,h,w]: [B], never narrower than float32, where 127/128 is still exact."""
+    return torch.full((len(x),), value, dtype=time_dtype(x), device=x.device)
+
+
+def time_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def all_rows(x: Tensor) -> Tensor:
+    """[B] bool, all True."""
+    return torch.ones(len(x), dtype=torch.bool, device=x.device)

@@ -1,0 +1,190 @@
+"""Judge a stage-2 checkpoint: ``python -m scripts.evaluate --checkpoint PATH`` prints a table, writes evaluation.json.
+
+Frechet distances are squared (as in FID), in the features of a judge that saw the training split only, and always
+between generated or real masks and the whole held-out split. Their bias depends on the number of masks: compare the
+numbers of one table, whose floor is what as many real training masks score.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.checks import ConfigError
+from configs.cli import as_text, parse, to_dict
+from configs.evaluate_cfg import EvaluateCfg
+from scripts.run import refuse_kindly
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from data.masks import MaskSet
+    from metrics.judge import Judge
+    from scripts.seeded import Recipe
+
+GREY = (0.1, 0.9)
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = sys.argv[1:] if argv is None else argv
+    cfg: EvaluateCfg = parse(EvaluateCfg, args, "python -m scripts.evaluate", "Judge a stage-2 checkpoint.")
+    with refuse_kindly("evaluate"):
+        from data.sources import load_splits
+        from diffusion import load_diffusion
+        from metrics.report import as_table
+        from models.checkpoint import file_hash
+        from scripts.seeded import choose_device
+
+        print(as_text(cfg), flush=True)
+        module = load_diffusion(cfg.checkpoint, choose_device(cfg.accelerator))
+        if module.cfg.data.channels != 1:
+            raise ConfigError("this checkpoint draws ordinary images, but evaluate judges binary masks only")
+        report = evaluate(module, *load_splits(module.cfg.data), cfg)
+        report = {"config": to_dict(cfg), "checkpoint_sha256": file_hash(cfg.checkpoint), **report}
+        out = Path(cfg.out).expanduser() if cfg.out else Path(cfg.checkpoint).expanduser().parent / "evaluation.json"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        print(f"{as_table(report)}\nreport: {out}")
+
+
+def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -> dict[str, Any]:
+    """Everything that is reported, as plain values.
+
+    Raises:
+        ConfigError: settings that do not fit the checkpoint or its data.
+    """
+    import torch
+
+    from metrics.frechet import frechet_distance
+    from metrics.report import summary
+    from scripts.seeded import build_sampler_for, choose_device, recipes
+
+    if min(len(train), len(held_out)) < 2:
+        raise ConfigError(f"{len(train)} training and {len(held_out)} held-out masks are too few: 2 of each are needed")
+    started = time.perf_counter()
+    device = choose_device(cfg.accelerator)
+    sampler = build_sampler_for(module.cfg.sampler, cfg.sampler)
+    ways = recipes(sampler, cfg.steps, None, cfg.guidance)
+    real, seen = torch.from_numpy(held_out.images), torch.from_numpy(train.images)  # [N,H,W]
+    num = cfg.num or len(held_out)
+
+    judge, about_judge = choose_judge(module, train, cfg)
+    real_features, logits = judge.view(real)
+    if judge.score and logits is not None:
+        about_judge["held_out_accuracy"] = judge.score(logits, held_out.prompts)
+
+    rows: list[list[dict[str, float]]] = [[] for _ in ways]
+    floors = []
+    for repeat in range(cfg.seeds):
+        generator = torch.Generator().manual_seed(cfg.seed + repeat)
+        prompts = prompts_like(held_out.prompts, num, generator)
+        others = seen[reals_like(train.prompts, prompts, generator)]
+        floors.append(frechet_distance(judge.view(others)[0], real_features))
+        seeds = [(cfg.seed + repeat) * 10**6 + i for i in range(num)]
+        for way, results in zip(ways, rows, strict=True):
+            p, seconds = draw_all(module, prompts, seeds, way, device, cfg.batch_size)
+            features, logits = judge.view((p > 0.5).to(torch.uint8))
+            result = {"frechet": frechet_distance(features, real_features)}
+            if judge.score and logits is not None:
+                result["accuracy"] = judge.score(logits, prompts)
+            result["grey"] = float(((p > GREY[0]) & (p < GREY[1])).double().mean())
+            results.append(result | {"ms_per_mask": 1000 * seconds / num})
+
+    return {
+        "trained": to_dict(module.cfg), "sampler": sampler.name, "guidance": cfg.guidance,
+        "stage_1": reconstruction(module.autoencoder, real, device), "judge": about_judge,
+        "num": num, "num_held_out": len(held_out), "seeds": [cfg.seed + r for r in range(cfg.seeds)],
+        "frechet_floor": summary(floors),
+        "steps": [
+            {"steps": way.steps} | {key: summary([one[key] for one in results]) for key in results[0]}
+            for way, results in zip(ways, rows, strict=True)
+        ],
+        "minutes": (time.perf_counter() - started) / 60,
+    }
+
+
+def choose_judge(module: Any, train: MaskSet, cfg: EvaluateCfg) -> tuple[Judge, dict[str, Any]]:
+    """A classifier where the prompts are classes, else the stage-1 encoder; and what to report of it."""
+    import torch
+
+    from metrics.judge import MOST_CLASSES, classifier_judge, encoder_judge, is_classes
+
+    if not is_classes(train.prompts):
+        kinds = len(set(train.prompts))
+        why = f"no prompt accuracy: {kinds} different prompts are no classes (2 to {MOST_CLASSES} would be)"
+        judge = encoder_judge(module.autoencoder)
+        return judge, {"features": judge.name, "note": why}
+    started = time.perf_counter()
+    path = Path(cfg.classifier).expanduser() if cfg.classifier else None
+    try:
+        judge = classifier_judge(
+            torch.from_numpy(train.images), train.prompts, steps=cfg.classifier_steps, seed=cfg.seed, path=path
+        )
+    except ValueError as error:
+        raise ConfigError(f"classifier: {error}; name another file") from None
+    return judge, {"features": judge.name, "seconds": time.perf_counter() - started}
+
+
+def prompts_like(prompts: list[str], num: int, generator: torch.Generator) -> list[str]:
+    """``num`` prompts with the frequencies of ``prompts``: whole shuffled copies of the list, the last one cut."""
+    import torch
+
+    order: list[int] = []
+    while len(order) < num:
+        order += torch.randperm(len(prompts), generator=generator).tolist()
+    return [prompts[i] for i in order[:num]]
+
+
+def reals_like(available: list[str], wanted: list[str], generator: torch.Generator) -> list[int]:
+    """Indices of ``available`` prompts, each at most once, that match ``wanted`` as far as there are enough of them."""
+    import torch
+
+    pools: dict[str, list[int]] = {}
+    for i in torch.randperm(len(available), generator=generator).tolist():
+        pools.setdefault(available[i], []).append(i)
+    chosen = [pools[prompt].pop() for prompt in wanted if pools.get(prompt)]
+    rest = [i for pool in pools.values() for i in pool]
+    return chosen + rest[: len(wanted) - len(chosen)]
+
+
+def draw_all(
+    module: Any, prompts: list[str], seeds: list[int], way: Recipe, device: torch.device, batch_size: int
+) -> tuple[Tensor, float]:
+    """Probabilities [N,H,W] and the seconds they took, after one small call to warm up."""
+    import torch
+    from tqdm import tqdm
+
+    from scripts.seeded import Recipe, draw
+
+    draw(module, prompts[:batch_size], seeds[:batch_size], Recipe(way.sampler, 1, None, way.guidance), device)
+    started, parts = time.perf_counter(), []
+    with tqdm(total=len(seeds), desc=f"{way.steps} steps", unit=" masks", leave=False, mininterval=0.5) as bar:
+        for at in range(0, len(seeds), batch_size):
+            rows = slice(at, at + batch_size)
+            parts.append(draw(module, prompts[rows], seeds[rows], way, device)[:, 0])
+            bar.update(len(parts[-1]))
+    return torch.cat(parts), time.perf_counter() - started
+
+
+def reconstruction(autoencoder: Any, real: Tensor, device: torch.device) -> dict[str, float]:
+    """Mean IoU and Dice of held-out masks [N,H,W] after encoding and decoding: the ceiling of stage 2."""
+    import torch
+
+    from metrics.reconstruction import MaskDice, MaskIoU
+
+    iou, dice = MaskIoU(), MaskDice()
+    with torch.inference_mode():
+        for part in real.split(256):
+            x = part[:, None].float().to(device)
+            p = autoencoder.to_pixels(autoencoder.to_latent(x)).sigmoid().cpu()
+            iou.update(p, part[:, None])
+            dice.update(p, part[:, None])
+    return {"iou": float(iou.compute()), "dice": float(dice.compute()), "num": len(real)}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Make .venv with everything that the project needs, once. Usage: bash scripts/setup.sh [--tests]
+# PYTHON names another interpreter; PIP_ARGS is handed to pip (for example an index with CPU-only builds of torch).
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+wanted=requirements.txt
+[ "${1:-}" = "--tests" ] && wanted=tests/requirements.txt
+stamp=".venv/.$(basename "$(dirname "$wanted")")-installed"
+[ "$wanted" = requirements.txt ] && stamp=.venv/.installed
+
+if [ -f "$stamp" ] && cmp -s "$wanted" "$stamp"; then
+  exit 0
+fi
+python=${PYTHON:-python3}
+"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+  echo "setup: $("$python" --version) is too old; name Python 3.10 or newer with PYTHON=..." >&2
+  exit 2
+}
+[ -x .venv/bin/python ] || "$python" -m venv .venv
+echo "setup: installing $wanted into .venv (once; torch is large)" >&2
+# shellcheck disable=SC2086  # PIP_ARGS is a list of words
+.venv/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar on ${PIP_ARGS:-} -r "$wanted" >&2
+cp "$wanted" "$stamp"

@@ -1,0 +1,56 @@
+"""Shared fixtures: tiny models that are made in a moment. Fast tests run first."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from autoencoder import AutoencoderModule
+from configs.autoencoder_cfg import AutoencoderCfg, Stage1Cfg
+from configs.data_cfg import DataCfg, EmbeddedSource
+from configs.diffusion_cfg import ShortcutCfg, Stage2Cfg, TextCfg, UNetCfg
+from configs.trainer_cfg import OptimCfg, TrainerCfg
+from diffusion import DiffusionModule
+
+TINY_DATA = DataCfg(EmbeddedSource("animals32"), image_size=32, batch_size=8, limit=16)
+TINY_TRAIN = TrainerCfg(
+    max_steps=2, val_every=2, log_every=1, accelerator="cpu", precision="fp32", channels_last="off", previews=False
+)
+TINY_1 = Stage1Cfg(
+    data=TINY_DATA, autoencoder=AutoencoderCfg(width=8, multipliers=(1, 1, 2)), optim=OptimCfg(warmup_steps=0),
+    train=TINY_TRAIN,
+)
+TINY_2 = Stage2Cfg(
+    data=TINY_DATA, backbone=UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4,)),
+    text=TextCfg(width=16), sampler=ShortcutCfg(), optim=OptimCfg(warmup_steps=0), train=TINY_TRAIN,
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def two_threads() -> None:
+    torch.set_num_threads(2)
+
+
+@pytest.fixture
+def tiny_autoencoder() -> AutoencoderModule:
+    torch.manual_seed(0)
+    module = AutoencoderModule(TINY_1, "embedded:animals32 32px 1ch")
+    module.latent_mean.copy_(torch.tensor([0.5, -1.0, 0.0, 2.0]).reshape(4, 1, 1))
+    module.latent_std.copy_(torch.tensor([0.5, 2.0, 1.0, 3.0]).reshape(4, 1, 1))
+    module.complete = True
+    return module
+
+
+@pytest.fixture
+def tiny_diffusion(tiny_autoencoder: AutoencoderModule) -> DiffusionModule:
+    """An untrained model whose network answers something other than zero."""
+    torch.manual_seed(1)
+    module = DiffusionModule(replace(TINY_2), tiny_autoencoder, "embedded:animals32 32px 1ch")
+    for net in (module.net, module.average):
+        torch.manual_seed(2)
+        torch.nn.init.normal_(net.conv_out.weight, std=0.05)
+    return module.eval()

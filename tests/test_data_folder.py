@@ -1,0 +1,224 @@
+"""A user's folder: which images are taken, with which prompts, and what is refused."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from configs.data_cfg import DataCfg, FolderSource
+from data.folder import load, load_folder
+from data.masks import DataError, MaskSet
+from tests.data_fixtures import LETTER, random_masks, write_mask, write_masks
+
+CFG = DataCfg(image_size=8)
+
+
+def _load(folder: Path, cfg: DataCfg = CFG) -> MaskSet:
+    return load_folder(str(folder), "--data.source.train", "Binary Mask", cfg)
+
+
+def _prompts(folder: Path) -> dict[str, str]:
+    masks = _load(folder)
+    return dict(zip(masks.names, masks.prompts, strict=True))
+
+
+def _write_lines(path: Path, *rows: object) -> None:
+    path.write_text("".join((row if isinstance(row, str) else json.dumps(row)) + "\n" for row in rows), "utf-8")
+
+
+def test_images_are_found_at_any_depth_in_the_order_of_their_paths(tmp_path: Path) -> None:
+    masks = random_masks(3).images
+    for name, mask in zip(("b/c/deep.TIFF", "a.PNG", "b/x.bmp"), masks, strict=True):
+        write_mask(tmp_path / name, mask)
+    found = _load(tmp_path)
+    assert found.names == ["a.PNG", "b/c/deep.TIFF", "b/x.bmp"]
+    np.testing.assert_array_equal(found.images, masks[[1, 0, 2]])
+
+
+def test_hidden_and_system_files_are_skipped_silently(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a.png")
+    for name in (".DS_Store", "._a.png", ".hidden.png", "Thumbs.db", "notes.md", ".git/b.png", "__MACOSX/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"junk")
+    assert _load(tmp_path).names == ["a.png"]
+
+
+def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    write_mask(tmp_path / "in/a.png")
+    os.symlink(tmp_path / "in", tmp_path / "in/loop")
+    os.symlink("b.png", tmp_path / "in/b.png")
+    with pytest.raises(DataError, match=r"1 of 2 images cannot be used: .*b\.png is not a file"):
+        _load(tmp_path / "in")
+    os.unlink(tmp_path / "in/b.png")
+    assert _load(tmp_path / "in").names == ["a.png"]
+
+
+def test_captions_are_taken_from_metadata_then_text_file_then_subfolder_then_default(tmp_path: Path) -> None:
+    for name in ("cat/1.png", "cat/2.png", "cat/3.png", "red_fox/deep/4.png", "images/5.png"):
+        write_mask(tmp_path / name)
+    _write_lines(tmp_path / "cat/metadata.jsonl", {"file_name": "1.png", "text": "from metadata"},
+                 {"file_name": "2.png"}, {"file_name": "3.png", "text": None, "other": 7})  # fmt: skip
+    (tmp_path / "cat/1.txt").write_text("not used")
+    (tmp_path / "cat/2.txt").write_text(" from a \n text  file\n")
+    assert _prompts(tmp_path) == {
+        "cat/1.png": "from metadata",
+        "cat/2.png": "from a text file",
+        "cat/3.png": "cat",
+        "images/5.png": "Binary Mask",
+        "red_fox/deep/4.png": "red fox",
+    }
+
+
+def test_subfolders_name_no_class_when_the_folder_itself_holds_images(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a.png")
+    write_mask(tmp_path / "cat/b.png")
+    assert _prompts(tmp_path) == {"a.png": "Binary Mask", "cat/b.png": "Binary Mask"}
+
+
+def test_a_blank_caption_stays_blank(tmp_path: Path) -> None:
+    write_masks(tmp_path, 2)
+    (tmp_path / "00.txt").write_text("\n")
+    assert _prompts(tmp_path) == {"00.png": "", "01.png": "Binary Mask"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
+def test_captions_may_begin_with_a_byte_order_mark(tmp_path: Path, encoding: str) -> None:
+    for name in ("a/1.png", "b/2.png", "c/3.png"):
+        write_mask(tmp_path / name)
+    (tmp_path / "a/1.txt").write_text("Grün", encoding)
+    (tmp_path / "b/metadata.csv").write_text('file_name,text,more\r\n2.png,"one, ""two""\nthree",x\r\n', encoding)
+    (tmp_path / "c/metadata.jsonl").write_text('{"file_name": "3.png", "text": "Ω\u2028"}', encoding)
+    assert _prompts(tmp_path) == {"a/1.png": "Grün", "b/2.png": 'one, "two"\nthree', "c/3.png": "Ω\u2028"}
+
+
+@pytest.mark.parametrize("name", ["00.txt", "metadata.jsonl", "metadata.csv"])
+def test_captions_that_are_not_utf8_are_refused_with_the_file(tmp_path: Path, name: str) -> None:
+    write_masks(tmp_path, 1)
+    (tmp_path / name).write_bytes(b"file_name,text\n00.png,gr\xfcn\n")
+    with pytest.raises(DataError, match=rf"{name} is not UTF-8 text"):
+        _load(tmp_path)
+
+
+GOOD = '{"file_name": "00.png", "text": "x"}'
+BAD_JSON = {
+    "no JSON": "{oops",
+    "no object": "[1]",
+    "no file_name": '{"text": "x"}',
+    "number as text": '{"file_name": "01.png", "text": 5}',
+    "missing file": '{"file_name": "none.png", "text": "x"}',
+    "listed twice": GOOD,
+    "outside": '{"file_name": "../outside.png", "text": "x"}',
+    "outside, Windows": '{"file_name": "..\\\\outside.png", "text": "x"}',
+    "absolute": '{"file_name": "/outside.png", "text": "x"}',
+    "nested": "[" * 100_000,
+    "half a character": '{"file_name": "01.png", "text": "\\ud83d"}',
+    "half a character in a name": '{"file_name": "\\ud83d.png"}',
+    "NUL": '{"file_name": "a\\u0000.png"}',
+}
+
+
+@pytest.mark.parametrize("kind", BAD_JSON)
+def test_a_bad_metadata_line_is_named_by_its_number(tmp_path: Path, kind: str) -> None:
+    write_masks(tmp_path / "in", 2)
+    write_mask(tmp_path / "outside.png")
+    _write_lines(tmp_path / "in/metadata.jsonl", GOOD, "", BAD_JSON[kind])
+    with pytest.raises(DataError, match=r"metadata\.jsonl, line 3: "):
+        _load(tmp_path / "in")
+
+
+@pytest.mark.parametrize(
+    ("content", "line"),
+    [("name,text\n00.png,x\n", 1), ("", 1), ("file_name,text\n00.png,a,b\n", 2), ("file_name,text\n00.png\n", 2),
+     ("file_name,text\n00.png,x\nnone.png,x\n", 3), ('file_name,text\n00.png,"x"y\n', 2),
+     ("file_name,text\n../outside.png,x\n", 2)],
+)  # fmt: skip
+def test_a_bad_csv_line_is_named_by_its_number(tmp_path: Path, content: str, line: int) -> None:
+    write_masks(tmp_path / "in", 2)
+    write_mask(tmp_path / "outside.png")
+    (tmp_path / "in/metadata.csv").write_text(content)
+    with pytest.raises(DataError, match=rf"metadata\.csv, line {line}: "):
+        _load(tmp_path / "in")
+
+
+def test_dots_that_stay_inside_the_folder_are_allowed(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a/1.png")
+    (tmp_path / "b").mkdir()
+    _write_lines(tmp_path / "b/metadata.jsonl", {"file_name": "../a/1.png", "text": "x"})
+    assert _prompts(tmp_path) == {"a/1.png": "x"}
+
+
+def test_a_generated_folder_reads_back_as_a_training_set_without_its_grid(tmp_path: Path) -> None:
+    masks = write_masks(tmp_path, 5)
+    write_mask(tmp_path / "grid.png", np.ones((30, 30), np.uint8))
+    rows = [{"file_name": f"{i:02d}.png", "text": f"a thing {i}", "seed": i, "steps": 1} for i in range(5)]
+    _write_lines(tmp_path / "manifest.jsonl", *rows)
+    with pytest.warns(UserWarning, match="1 images under .* are listed in no metadata file"):
+        found = _load(tmp_path)
+    np.testing.assert_array_equal(found.images, masks)
+    assert found.prompts == [f"a thing {i}" for i in range(5)]
+
+
+def test_few_bad_files_are_skipped_with_one_warning(tmp_path: Path) -> None:
+    masks = write_masks(tmp_path, 18)
+    for name in ("x.png", "y.png"):
+        (tmp_path / name).write_bytes(b"bad")
+    with pytest.warns(UserWarning, match=r"2 of 20 images cannot be used: .*x\.png .*y\.png") as caught:
+        found = _load(tmp_path)
+    assert len(caught) == 1
+    np.testing.assert_array_equal(found.images, masks)
+
+
+def test_many_bad_files_are_an_error_that_names_five(tmp_path: Path) -> None:
+    write_masks(tmp_path, 20)
+    for i in range(7):
+        (tmp_path / f"bad{i}.png").write_bytes(b"bad")
+    with pytest.raises(DataError, match=r"7 of 27 images .*bad0\.png.*bad4\.png.* \.\.\.; that is more than") as caught:
+        _load(tmp_path)
+    assert "bad5" not in str(caught.value)
+
+
+@pytest.mark.parametrize("made", ["missing", "empty", "file", "no images"])
+def test_a_folder_without_images_is_an_error_that_says_what_was_sought(tmp_path: Path, made: str) -> None:
+    folder = tmp_path / "here"
+    if made == "file":
+        folder.write_text("")
+    elif made != "missing":
+        folder.mkdir()
+    if made == "no images":
+        (folder / "a.svg").write_text("<svg/>")
+    with pytest.raises(DataError, match=r"here.*\.png, \.jpg, .*--data\.source\.train"):
+        _load(folder)
+
+
+def test_a_file_name_that_is_not_utf8_is_read_and_shown(tmp_path: Path) -> None:
+    source = write_mask(tmp_path / "a.png")
+    try:
+        os.rename(source, os.fsencode(tmp_path) + b"/\xff.png")
+    except OSError:
+        pytest.skip("this file system takes UTF-8 names only")
+    found = _load(tmp_path)
+    assert found.names == ["\\udcff.png"]
+    assert found.prompts == ["Binary Mask"]
+
+
+def test_lines_too_thin_for_the_image_size_are_warned_of(tmp_path: Path) -> None:
+    thin = np.zeros((200, 200), np.uint8)
+    thin[100] = 1
+    write_mask(tmp_path / "thin.png", thin)
+    with pytest.warns(UserWarning, match=r"1 masks are empty at 8 pixels, .*thin\.png"):
+        assert not _load(tmp_path).images.any()
+
+
+def test_the_test_folder_is_read_when_given_and_rgb_when_asked(tmp_path: Path) -> None:
+    write_mask(tmp_path / "train/a.png", np.pad(LETTER, 1))
+    rgb = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+    (tmp_path / "test").mkdir()
+    Image.fromarray(rgb).save(tmp_path / "test/b.png")
+    cfg = DataCfg(image_size=8, channels=3)
+    train, test = load(FolderSource(str(tmp_path / "train"), str(tmp_path / "test")), cfg)
+    assert test is not None
+    np.testing.assert_array_equal(train.images[0], np.repeat(np.pad(LETTER, 1)[..., None] * np.uint8(255), 3, axis=2))
+    np.testing.assert_array_equal(test.images[0], rgb)

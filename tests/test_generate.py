@@ -1,0 +1,239 @@
+"""Generation around a fake module: its network is a closed form, its rounding depends on the batch size."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from gaussian import Prompt
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from configs.checks import ConfigError
+from configs.data_cfg import DataCfg, FolderSource
+from configs.diffusion_cfg import DDPMCfg, ShortcutCfg
+from configs.generate_cfg import GenerateCfg
+from data.folder import load_folder
+from samplers import SamplerMismatch
+from scripts.generate_masks import generate_to_folder, main, output_folder, read_prompts, slug, unique_slugs
+
+ROOT = Path(__file__).parents[1]
+
+
+class FakeModule:
+    """Same methods as DiffusionModule. Latents are 1x4x4, masks 1x8x8; the prompt shifts their mean."""
+
+    latent_shape = (1, 4, 4)
+
+    def __init__(self, sampler: Any, channels: int = 1) -> None:
+        self.cfg = SimpleNamespace(sampler=sampler)
+        self.channels = channels
+        self.calls: list[int] = []
+
+    def encode_text(self, prompts: list[str], device: Any = "cpu") -> Prompt:
+        return Prompt(torch.tensor([len(prompt) % 3 - 1.0 for prompt in prompts]))
+
+    def generate(self, prompts: list[str], noise: Tensor, *, sampler: Any, **how: Any) -> Tensor:
+        self.calls.append(len(prompts))
+
+        def net(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
+            return 0.3 * cond.mean.view(-1, 1, 1, 1) - 0.5 * x
+
+        z = sampler.sample(net, noise, self.encode_text(prompts), **how)
+        p = nn.functional.interpolate(z, scale_factor=2).mul(3).sigmoid()
+        p[:, :, 0, 0] = 0.5  # a pixel that rounding alone decides
+        return (p + 3e-6 * (1 if len(prompts) % 2 else -1)).repeat(1, self.channels, 1, 1)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    path = tmp_path / "fake.ckpt"
+    path.write_bytes(b"weights")
+    return str(path)
+
+
+def cfg_for(checkpoint: str, out: Path, **fields: Any) -> GenerateCfg:
+    return GenerateCfg(checkpoint, **{"prompt": ("a cat", "a giraffe"), "num": 5, "out": str(out), **fields})
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.glob("*-*.png")}
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+@pytest.mark.parametrize("sampler", [ShortcutCfg(), DDPMCfg(timesteps=20, steps=8)], ids=["shortcut", "ddpm"])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_one_seed_gives_the_same_bytes_at_any_batch_size(sampler, guidance, checkpoint, tmp_path):
+    seen = []
+    for size in (1, 2, 3, 10, 64):
+        cfg = cfg_for(checkpoint, tmp_path / str(size), batch_size=size, guidance=guidance, steps=(1, 4))
+        seen.append(files(generate_to_folder(FakeModule(sampler), cfg)))
+    assert len(seen[0]) == 2 * 5 * 2
+    assert all(other == seen[0] for other in seen)
+
+
+def test_mask_k_is_the_first_mask_of_seed_plus_k_and_of_any_company(checkpoint, tmp_path):
+    sampler = DDPMCfg(timesteps=20, steps=8)
+    many = generate_to_folder(FakeModule(sampler), cfg_for(checkpoint, tmp_path / "many", seed=7))
+    one = generate_to_folder(
+        FakeModule(sampler), cfg_for(checkpoint, tmp_path / "one", seed=10, num=1, prompt=("a giraffe",))
+    )
+    pixels = [np.asarray(Image.open(path)) for path in (many / "a-giraffe-0003.png", one / "a-giraffe-0000.png")]
+    assert (pixels[0] == pixels[1]).all()
+    assert len({row["seed"] for row in rows(many)}) == 5
+    assert len(set(files(many).values())) == 10
+
+
+def test_only_masks_that_rounding_could_change_are_drawn_again(checkpoint, tmp_path):
+    module = FakeModule(ShortcutCfg())
+    generate_to_folder(module, cfg_for(checkpoint, tmp_path / "doubt", batch_size=10, steps=(1,)))
+    assert module.calls == [10] + [1] * 10
+    module = FakeModule(ShortcutCfg())
+    generate_to_folder(module, cfg_for(checkpoint, tmp_path / "clear", batch_size=10, steps=(1,), threshold=0.999))
+    assert module.calls == [10]
+
+
+def test_the_manifest_says_how_each_file_was_made_and_reads_back_as_a_training_set(checkpoint, tmp_path):
+    out = generate_to_folder(
+        FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "out", prompt=("a cat", "élan 🦒"), steps=(1, 4))
+    )
+    manifest = rows(out)
+    assert len(manifest) == 2 * 5 * 2
+    assert manifest[0] == {
+        "file_name": "a-cat-s01-0000.png", "text": "a cat", "seed": 0, "steps": 1, "times": None, "sampler": "shortcut",
+        "guidance": 1.0, "eta": None, "threshold": 0.5,
+        "checkpoint": hashlib.sha256(b"weights").hexdigest(),
+    }  # fmt: skip
+    for row in manifest:
+        image = Image.open(out / row["file_name"])
+        assert (image.mode, image.size) == ("L", (8, 8))
+        assert set(np.unique(np.asarray(image))) <= {0, 255}
+        assert image.text["prompt"] == row["text"]
+        assert json.loads(image.text["parameters"]) == row
+    assert json.loads((out / "config.json").read_text())["steps"] == [1, 4]
+    again = load_folder(str(out), "--data.source.train", "", DataCfg(FolderSource(str(out)), image_size=8))
+    assert sorted(again.prompts) == sorted(row["text"] for row in manifest)
+
+
+def test_one_bit_files_and_colour_images(checkpoint, tmp_path):
+    one_bit = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "bits", one_bit=True))
+    grey = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "bytes"))
+    for name in files(one_bit):
+        image = Image.open(one_bit / name)
+        assert image.mode == "1"
+        assert (np.asarray(image) == (np.asarray(Image.open(grey / name)) > 0)).all()
+    colour = generate_to_folder(FakeModule(ShortcutCfg(), channels=3), cfg_for(checkpoint, tmp_path / "rgb"))
+    assert {Image.open(colour / name).mode for name in files(colour)} == {"RGB"}
+
+
+def test_irregular_times_are_steps_too(checkpoint, tmp_path):
+    regular = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "a", steps=(2,)))
+    same = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "b", times="0,0.5,1"))
+    other = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "c", times="0,0.1,0.3,1"))
+    pixels = [[np.asarray(Image.open(out / name)) for name in sorted(files(out))] for out in (regular, same)]
+    assert all((a == b).all() for a, b in zip(*pixels, strict=True))
+    assert {row["steps"] for row in rows(other)} == {3}
+    assert rows(other)[0]["times"] == [0, 0.1, 0.3, 1]
+
+
+def test_a_folder_in_use_is_refused_and_overwriting_removes_only_what_its_manifest_lists(checkpoint, tmp_path):
+    out = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "out"))
+    (out / "mine.png").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match="not empty"):
+        generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, out))
+    generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, out, num=1, prompt=("a dog",), overwrite=True))
+    assert list(files(out)) == ["a-dog-0000.png"]
+    assert (out / "mine.png").read_bytes() == b"precious"
+    assert output_folder(GenerateCfg(checkpoint, prompt=("x",))) == Path(checkpoint).parent / "masks-1"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"sampler": "ddpm"}, {"sampler": "euler"}, {"eta": 0.5}, {"num": 0}, {"steps": (0,)}, {"steps": (1, 1)},
+        {"times": "0,0.5"}, {"times": "0,1", "steps": (1,)}, {"times": "0,x,1"}, {"threshold": 1.0}, {"seed": -1},
+        {"guidance": float("nan")}, {"prompt": ()}, {"size": 0}, {"batch_size": 0}, {"checkpoint": " "},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_what_cannot_work_is_refused_before_a_file_is_written(wrong, checkpoint, tmp_path):
+    fields = {"checkpoint": checkpoint, "prompt": ("a cat",), "out": str(tmp_path / "out"), **wrong}
+    with pytest.raises((ConfigError, SamplerMismatch), match=f"{next(iter(wrong))}|drive"):
+        generate_to_folder(FakeModule(ShortcutCfg()), GenerateCfg(**fields))
+    assert not (tmp_path / "out").exists()
+
+
+def test_prompts_come_from_the_line_and_the_file_each_once(checkpoint, tmp_path):
+    path = tmp_path / "prompts.txt"
+    path.write_bytes("\ufeffa cow\r\n\r\n  a   cat \n漢字\n".encode())
+    cfg = GenerateCfg(checkpoint, prompt=("a cat", "", "\udc80x"), prompts_file=str(path))
+    assert read_prompts(cfg) == ["a cat", "", "?x", "a cow", "漢字"]
+
+
+@given(st.lists(st.text(max_size=80), min_size=1, max_size=8, unique=True))
+@settings(max_examples=200, deadline=None)
+def test_slugs_of_any_text_are_distinct_safe_names_inside_the_folder(texts):
+    out = Path("/out")
+    slugs = unique_slugs(texts)
+    assert len(set(slugs)) == len(texts)
+    for name in [*slugs, *map(slug, texts)]:
+        assert re.fullmatch("[a-z0-9-]{1,48}", name)
+        assert (out / f"{name}-0000.png").resolve().parent == out.resolve()
+
+
+def test_prompts_with_one_slug_get_files_of_their_own():
+    prompts = ["a cat", "A cat!", "a cat 2", "a  CAT", "漢"]
+    assert unique_slugs(prompts) == ["a-cat", "a-cat-2", "a-cat-2-2", "a-cat-3", "mask"]
+
+
+@pytest.mark.parametrize("command", ["generate_masks", "evaluate"])
+def test_help_is_quick_and_imports_no_torch(command):
+    code = (
+        f"import sys\nfrom scripts.{command} import main\ntry:\n main(['--help'])\n"
+        "except SystemExit as stop:\n assert not stop.code\n"
+        "assert not {'torch', 'numpy', 'lightning', 'PIL'} & set(sys.modules)"
+    )
+    started = time.perf_counter()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--checkpoint" in done.stdout
+    assert "--guidance" in done.stdout
+    assert time.perf_counter() - started < 5  # well under a second on an idle machine
+
+
+def test_a_typo_gets_the_near_name(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--checkpoint", "x", "--promt", "a cat"])
+    assert stop.value.code == 2
+    assert "--prompt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["--prompt", "x"], "no such checkpoint"),
+        (["--prompts-file", "nowhere.txt"], "no such file"),
+        (["--prompt", "x", "--num", "0"], "num is 0"),
+        ([], "nothing to draw"),
+    ],
+)
+def test_a_mistake_ends_in_one_sentence(args, said, capsys, tmp_path):
+    with pytest.raises(SystemExit) as stop:
+        main(["--checkpoint", str(tmp_path / "missing.ckpt"), *args])
+    assert stop.value.code == 2
+    error = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
+    assert said in error
+    assert "Traceback" not in error

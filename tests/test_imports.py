@@ -1,0 +1,67 @@
+"""The import rule of the project: imports go one way, and help needs no torch."""
+
+import ast
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+ALLOWED = {  # package -> packages of ours that it may import
+    "configs": set(),
+    "data": {"configs"},
+    "models": {"configs"},
+    "samplers": {"configs"},
+    "metrics": {"configs"},
+    "autoencoder": {"configs", "models"},
+    "diffusion": {"configs", "models", "samplers", "autoencoder"},
+    "trainer": {"configs", "models", "samplers", "autoencoder", "diffusion", "data", "metrics"},
+    "scripts": {"configs", "models", "samplers", "autoencoder", "diffusion", "data", "metrics", "trainer"},
+}
+LIGHTNING = {"autoencoder.py", "diffusion.py", "trainer.py", "data/module.py", "metrics/callbacks.py"}
+
+
+def sources() -> list[Path]:
+    return sorted(p for name in ALLOWED for p in [*ROOT.glob(f"{name}/**/*.py"), *ROOT.glob(f"{name}.py")])
+
+
+def imported(path: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            found.add(node.module.split(".")[0])
+    return found
+
+
+@pytest.mark.parametrize("path", sources(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_one_way(path: Path) -> None:
+    package = path.relative_to(ROOT).parts[0].removesuffix(".py")
+    ours = imported(path) & set(ALLOWED)
+    assert ours <= ALLOWED[package] | {package}
+    if str(path.relative_to(ROOT)) not in LIGHTNING:
+        assert not imported(path) & {"lightning", "pytorch_lightning"}
+
+
+def test_configs_import_only_the_standard_library_and_tyro() -> None:
+    for path in ROOT.glob("configs/*.py"):
+        assert imported(path) <= set(sys.stdlib_module_names) | {"tyro", "configs"}, path
+
+
+@pytest.mark.parametrize("command", ["train_stage_1", "train_stage_2", "generate_masks", "evaluate"])
+def test_help_shows_fields_without_importing_torch(command: str) -> None:
+    code = (
+        "import sys, runpy\n"
+        f"sys.argv = ['{command}', '--help']\n"
+        "try:\n    runpy.run_module('scripts." + command + "', run_name='__main__')\n"
+        "except SystemExit as end:\n    assert end.code == 0\n"
+        "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules), 'heavy import'\n"
+    )
+    begin = time.monotonic()
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "--" in done.stdout
+    assert time.monotonic() - begin < 20  # a hang, not a speed: benchmarks measure speed

@@ -1,0 +1,335 @@
+"""Config -> Lightning Trainer -> a run folder with checkpoints and logs, for either stage."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import time
+import warnings
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from torch import nn
+from tqdm import tqdm
+
+from autoencoder import AutoencoderModule, load_autoencoder
+from configs.autoencoder_cfg import Stage1Cfg
+from configs.checks import ConfigError
+from configs.cli import as_text, to_dict
+from configs.diffusion_cfg import Stage2Cfg
+from configs.trainer_cfg import TrainerCfg
+from data.datasets import to_tensor
+from data.module import MaskDataModule
+from data.sources import data_fingerprint
+from diffusion import DiffusionModule
+from metrics.callbacks import ReconstructionMonitor, SamplePreview
+from models.checkpoint import KEY, CheckpointError, read_checkpoint
+from models.hardware import bf16_is_fast, faster_format
+from models.optim import reseed
+
+
+class StepProgress(TQDMProgressBar):
+    """One bar over all optimiser steps, with the time left of the whole training."""
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", disable=self.is_disabled,
+                        dynamic_ncols=True, mininterval=1.0)
+
+    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None: ...
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None: ...
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        moved = trainer.global_step - self.bar.n
+        if moved > 0:
+            if trainer.global_step % 10 == 0:
+                shown = {key: f"{float(value):.4f}" for key, value in trainer.progress_bar_metrics.items()}
+                self.bar.set_postfix(shown, refresh=False)
+            self.bar.update(moved)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.bar.close()
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None: ...
+
+    def on_validation_batch_start(self, *_: Any, **__: Any) -> None: ...
+
+    def on_validation_batch_end(self, *_: Any, **__: Any) -> None: ...
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None: ...
+
+
+class StepRoutine(Callback):
+    """What surrounds each step: the random stream, gradient clipping, and the logged gradient norm and throughput."""
+
+    def __init__(self, cfg: TrainerCfg, clip_norm: float, batch_size: int) -> None:
+        self.cfg, self.clip_norm, self.batch_size = cfg, clip_norm, batch_size
+        self.since: tuple[float, int] | None = None
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+        reseed(self.cfg.seed, trainer.global_step, trainer.global_rank, batch_idx % self.cfg.accumulate)
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"), foreach=True)
+        if trainer.global_step % self.cfg.log_every == 0:
+            full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+            pl_module.log("train/grad_norm", full)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        step = trainer.global_step
+        if step % self.cfg.log_every or (self.since and self.since[1] == step):
+            return
+        now = time.monotonic()
+        if self.since:
+            seen = (step - self.since[1]) * self.batch_size * self.cfg.accumulate * trainer.world_size
+            pl_module.log("train/masks_per_second", seen / (now - self.since[0]))
+        self.since = now, step
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.since = None  # a validation is no training time
+
+
+def quiet() -> None:
+    """Silence the advice of libraries that our users cannot act on; warnings of this project stay."""
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    for text in (".*does not have many workers.*", ".*litlogger.*", ".*isinstance.treespec.*", ".*exists and is not empty.*"):
+        warnings.filterwarnings("ignore", text)
+
+
+def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
+    """The run folder: chosen once, by the first process, and handed to the others through the environment."""
+    chosen = os.environ.get("MASK_RUN_DIR")
+    if chosen:
+        return Path(chosen)
+    if cfg.run_dir:
+        folder = Path(cfg.run_dir)
+        if cfg.resume == "none" and (folder / "last.ckpt").exists():
+            raise ConfigError(
+                f"train.run_dir {folder} already holds a training: continue it with --train.resume auto, "
+                "or name another folder"
+            )
+    else:
+        if cfg.resume == "auto":
+            raise ConfigError("train.resume is 'auto', but no folder is named: add --train.run-dir FOLDER")
+        if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
+            raise ConfigError(
+                "this process was started by a launcher, and each process would name its own run folder: "
+                "add --train.run-dir FOLDER"
+            )
+        stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
+        folder, number = Path(cfg.runs) / stamp, 1
+        while folder.exists():
+            number += 1
+            folder = Path(cfg.runs) / f"{stamp}-{number}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".writable").touch()
+        (folder / ".writable").unlink()
+    except OSError as reason:
+        raise ConfigError(f"the run folder {folder} cannot be written ({reason}): name another with --train.run-dir") from None
+    os.environ["MASK_RUN_DIR"] = str(folder)
+    return folder
+
+
+def resume_path(cfg: TrainerCfg, run_dir: Path, kind: str) -> Path | None:
+    """The checkpoint to go on from, or None. Raises CheckpointError for one that cannot be used."""
+    if cfg.resume == "none":
+        return None
+    if cfg.resume != "auto":
+        read_checkpoint(cfg.resume, kind, "a training of this stage")
+        return Path(cfg.resume)
+    found = sorted(run_dir.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in found:
+        with contextlib.suppress(CheckpointError):
+            read_checkpoint(path, kind, "a training of this stage")
+            return path
+        warnings.warn(f"{path} cannot be used to resume; trying an older one", stacklevel=2)
+    return None
+
+
+def precision_for(cfg: TrainerCfg) -> str:
+    """Lightning's name of the precision; auto measures whether bf16 pays on this machine."""
+    named = {"fp32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
+    if cfg.precision != "auto":
+        return named[cfg.precision]
+    device = "cpu" if cfg.accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
+    return "bf16-mixed" if bf16_is_fast(device) else "32-true"
+
+
+def set_memory_format(module: L.LightningModule, net: nn.Module, inputs: tuple[object, ...], cfg: TrainerCfg) -> None:
+    """Lay out all filters in the format that is faster for ``net`` on this machine (before it moves to a device)."""
+    layout = faster_format(cfg.channels_last, net, inputs, precision_for(cfg) == "bf16-mixed")
+    module.to(memory_format=layout)  # type: ignore[call-overload]  # the stubs leave this form out
+
+
+def strategy_for(cfg: TrainerCfg, devices: int) -> Strategy | str:
+    if cfg.strategy == "fsdp":
+        return ModelParallelStrategy(
+            data_parallel_size=devices * cfg.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
+        )
+    return DDPStrategy() if cfg.strategy == "ddp" or devices * cfg.nodes > 1 else "auto"
+
+
+def build_trainer(
+    cfg: TrainerCfg, run_dir: Path, monitor: str, mode: str, clip_norm: float, batch_size: int, extra: list[Callback]
+) -> L.Trainer:
+    """The Trainer of either stage; ``monitor`` decides best.ckpt."""
+    on_gpu = cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    devices = cfg.devices or (torch.cuda.device_count() if on_gpu else 1)
+    checkpoint = ModelCheckpoint(
+        dirpath=run_dir, filename="best", monitor=monitor, mode=mode, save_last=True, save_on_exception=True,
+        enable_version_counter=False,
+    )
+    routine = StepRoutine(cfg, clip_norm, batch_size)
+    return L.Trainer(
+        accelerator=cfg.accelerator,
+        devices=devices,
+        num_nodes=cfg.nodes,
+        strategy=strategy_for(cfg, devices),
+        precision=precision_for(cfg),  # type: ignore[arg-type]  # one of Lightning's literals
+        max_epochs=-1,
+        max_steps=cfg.max_steps,
+        max_time={"minutes": cfg.max_minutes} if cfg.max_minutes else None,
+        accumulate_grad_batches=cfg.accumulate,
+        val_check_interval=min(cfg.val_every, cfg.max_steps) * cfg.accumulate,
+        check_val_every_n_epoch=None,
+        log_every_n_steps=cfg.log_every,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        logger=[TensorBoardLogger(run_dir, name="", version="tensorboard"), CSVLogger(run_dir, name="", version="csv")],
+        callbacks=[checkpoint, routine, StepProgress(), LearningRateMonitor("step"), *extra],
+    )
+
+
+def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskDataModule]:
+    """What both stages do first: run folder, saved config, seed and data."""
+    quiet()
+    run_dir = choose_run_dir(cfg.train, name)
+    print(as_text(cfg), flush=True)
+    (run_dir / "config.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    describe_run(run_dir, kind, data_fingerprint(cfg.data), "unfinished")
+    L.seed_everything(cfg.train.seed, verbose=False)
+    data = MaskDataModule(cfg.data, cfg.train.seed)
+    data.setup("fit")
+    print(f"data: {len(data.train_set):,} masks to train on, {len(data.val_set):,} held out", flush=True)
+    return run_dir, data
+
+
+def describe_run(run_dir: Path, kind: str, data: str, status: str) -> None:
+    """run.json: what a later stage looks for."""
+    about = {"kind": kind, "data": data, "status": status, "checkpoint": "last.ckpt"}
+    (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+
+
+def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Path | None, run_dir: Path, kind: str) -> None:
+    """Train, then write last.ckpt marked as complete; an interrupted training stays marked as unfinished."""
+    if resume:
+        print(f"resuming from {resume}", flush=True)
+    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
+    if trainer.interrupted or trainer.global_step == 0:
+        return
+    if isinstance(module, AutoencoderModule):
+        images = data.train_set.images
+        module.measure_latents(to_tensor(images[start : start + 256]) for start in range(0, len(images), 256))
+    module.complete = True
+    trainer.save_checkpoint(run_dir / "last.ckpt")
+    if trainer.is_global_zero:
+        describe_run(run_dir, kind, module.data, "complete")
+        print(f"complete: {run_dir / 'last.ckpt'}", flush=True)
+
+
+def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
+    """Train the autoencoder; returns the run folder, which holds last.ckpt and best.ckpt."""
+    run_dir, data = start(cfg, f"{name}-stage1", "autoencoder")
+    module = AutoencoderModule(cfg, data_fingerprint(cfg.data))
+    pixels = torch.rand(cfg.data.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
+    set_memory_format(module, module.vae.encoder, (pixels,), cfg.train)
+    extra: list[Callback] = [ReconstructionMonitor()]
+    monitor, mode = ("val/iou", "max") if cfg.data.channels == 1 else ("val/loss", "min")
+    trainer = build_trainer(cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, cfg.data.batch_size, extra)
+    fit(trainer, module, data, resume_path(cfg.train, run_dir, "autoencoder"), run_dir, "autoencoder")
+    return run_dir
+
+
+def find_autoencoder(cfg: Stage2Cfg) -> Path:
+    """The newest complete stage-1 checkpoint of the same data, or the one that ``cfg.autoencoder`` names."""
+    if cfg.autoencoder != "auto":
+        return Path(cfg.autoencoder)
+    wanted, found = data_fingerprint(cfg.data), []
+    for about in Path(cfg.train.runs).glob("**/run.json"):
+        with contextlib.suppress(OSError, ValueError):
+            run = json.loads(about.read_text())
+            if (run["kind"], run["data"], run["status"]) == ("autoencoder", wanted, "complete"):
+                found.append(about.parent / run["checkpoint"])
+    found = [path for path in found if path.exists()]
+    if not found:
+        raise CheckpointError(
+            Path(cfg.train.runs), f"holds no complete stage-1 training of the data set {wanted}",
+            "make one with: bash scripts/train_stage_1.sh PRESET (the same preset and data as this stage 2), "
+            "or name one with --autoencoder PATH",
+        )
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def checked_autoencoder(cfg: Stage2Cfg) -> AutoencoderModule:
+    """Stage 1's network for this stage 2. Raises CheckpointError for a missing, unfinished or foreign one."""
+    path = find_autoencoder(cfg)
+    make = "bash scripts/train_stage_1.sh PRESET (the same preset and data as this stage 2)"
+    autoencoder = load_autoencoder(path, make)
+    if not autoencoder.complete:
+        raise CheckpointError(
+            path, "is of a stage-1 training that was not finished",
+            f"continue it with: bash scripts/train_stage_1.sh PRESET --train.run-dir {path.parent} --train.resume auto",
+        )
+    theirs, ours = autoencoder.cfg.data, cfg.data
+    if (theirs.image_size, theirs.channels) != (ours.image_size, ours.channels):
+        raise CheckpointError(
+            path, f"was trained on {theirs.image_size}-pixel images of {theirs.channels} channel(s), but this stage 2 "
+            f"has {ours.image_size} and {ours.channels}", f"make one with: {make}",
+        )
+    print(f"autoencoder: {path}", flush=True)
+    return autoencoder
+
+
+@torch.no_grad()
+def cache_latents(module: DiffusionModule, data: MaskDataModule) -> None:
+    """Encode the training split once, when its augmentation has few enough variants, and hand the moments to the loader."""
+    cfg = module.cfg.data
+    if not (cfg.cache_latents and (cfg.augment.is_none or cfg.augment.only_hflip)):
+        return
+    variants: dict[int, list[torch.Tensor]] = {}
+    device = "cuda" if torch.cuda.is_available() and module.cfg.train.accelerator != "cpu" else "cpu"
+    encoder = module.autoencoder.to(device)
+    total = len(data.train_set) * (1 if cfg.augment.is_none else 2)
+    with tqdm(total=total, desc="encoding", unit=" masks", mininterval=1.0) as bar:
+        for variant, _, x in data.variant_batches(256):
+            posterior = encoder.posterior(x.float().to(device))
+            variants.setdefault(variant, []).append(torch.cat([posterior.mean, posterior.logvar], dim=1).cpu())
+            bar.update(len(x))
+    data.use_latents(torch.stack([torch.cat(parts) for _, parts in sorted(variants.items())]))
+
+
+def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
+    """Train the diffusion network on a finished stage 1; returns the run folder."""
+    autoencoder = checked_autoencoder(cfg)
+    run_dir, data = start(cfg, f"{name}-stage2", "diffusion")
+    module = DiffusionModule(cfg, autoencoder, data_fingerprint(cfg.data))
+    set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
+    cache_latents(module, data)
+    extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
+    trainer = build_trainer(cfg.train, run_dir, "val/loss", "min", cfg.optim.clip_norm, cfg.data.batch_size, extra)
+    fit(trainer, module, data, resume_path(cfg.train, run_dir, "diffusion"), run_dir, "diffusion")
+    return run_dir
