@@ -1,0 +1,105 @@
+"""The evaluation around a fake module whose masks are exactly those that the prompt asks for."""
+
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from configs.checks import ConfigError
+from configs.diffusion_cfg import ShortcutCfg, Stage2Cfg
+from configs.evaluate_cfg import EvaluateCfg
+from data.masks import MaskSet
+from metrics.report import as_table, summary
+from scripts.evaluate import evaluate, prompts_like, reals_like
+
+
+def bars(n: int, seed: int, prompt: str = "") -> MaskSet:
+    """Lying and standing bars of 16x16 pixels, in turn; ``prompt`` replaces their names by different captions."""
+    g = np.random.default_rng(seed)
+    images = np.zeros((n, 16, 16), np.uint8)
+    for i, image in enumerate(images):
+        at = int(g.integers(2, 12))
+        (image if i % 2 else image.T)[at : at + 2, 3:13] = 1
+    names = [f"{prompt} {i}" if prompt else ("lying" if i % 2 else "standing") for i in range(n)]
+    return MaskSet(images, names, names)
+
+
+class Same(nn.Module):
+    """An autoencoder that changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def to_latent(self, x: Tensor) -> Tensor:
+        return x
+
+    def to_pixels(self, z: Tensor) -> Tensor:
+        return (z - 0.5) * 20
+
+
+class Perfect:
+    """Draws a bar of the right direction at a place that the noise decides."""
+
+    latent_shape = (1, 2, 2)
+    cfg = Stage2Cfg(sampler=ShortcutCfg())
+    autoencoder = Same()
+
+    def generate(self, prompts: list[str], noise: Tensor, **how: Any) -> Tensor:
+        p = torch.full((len(prompts), 1, 16, 16), 0.01)
+        for mask, prompt, z in zip(p[:, 0], prompts, noise, strict=True):
+            at = 2 + int(z[0, 0, 0].abs() * 1000) % 10
+            (mask if prompt == "lying" else mask.T)[at : at + 2, 3:13] = 0.99
+        return p
+
+
+def test_perfect_masks_are_right_crisp_and_as_near_as_real_ones():
+    cfg = EvaluateCfg("x", seeds=2, steps=(1, 4), classifier_steps=30)
+    report = evaluate(Perfect(), bars(100, 0), bars(60, 1), cfg)
+    assert report["stage_1"] == {"iou": 1.0, "dice": 1.0, "num": 60}
+    assert report["judge"]["held_out_accuracy"] == 1.0
+    assert [row["steps"] for row in report["steps"]] == [1, 4]
+    for row in report["steps"]:
+        assert row["accuracy"] == {"mean": 1.0, "std": 0.0}
+        assert row["grey"]["mean"] == 0.0
+        assert row["frechet"]["mean"] < 10 * report["frechet_floor"]["mean"] + 0.5
+    table = as_table(report)
+    assert "IoU 1.0000" in table
+    assert "±" in table
+
+
+def test_captions_that_all_differ_have_no_accuracy_and_the_report_says_so():
+    report = evaluate(Perfect(), bars(230, 0, "bar"), bars(30, 1, "bar"), EvaluateCfg("x", num=20, steps=(1,)))
+    assert "no prompt accuracy" in report["judge"]["note"]
+    assert "accuracy" not in report["steps"][0]
+    assert "no prompt accuracy" in as_table(report)
+
+
+def test_prompts_have_the_frequencies_of_the_held_out_split():
+    prompts = ["cat"] * 3 + ["dog"] * 1
+    drawn = prompts_like(prompts, 40, torch.Generator().manual_seed(0))
+    assert Counter(drawn) == {"cat": 30, "dog": 10}
+    assert len(prompts_like(prompts, 3, torch.Generator())) == 3
+
+
+def test_real_masks_of_the_floor_are_different_ones_with_the_wanted_prompts():
+    available, wanted = ["cat"] * 10 + ["dog"] * 2, ["cat"] * 4 + ["dog"] * 4
+    chosen = reals_like(available, wanted, torch.Generator().manual_seed(0))
+    assert len(set(chosen)) == len(chosen) == 8
+    assert Counter(available[i] for i in chosen) == {"cat": 6, "dog": 2}  # two dogs are all there are
+
+
+def test_what_cannot_be_judged_is_refused():
+    with pytest.raises(ConfigError, match="too few"):
+        evaluate(Perfect(), bars(5, 0), bars(1, 0), EvaluateCfg("x"))
+    for wrong in ({"steps": ()}, {"num": 1}, {"seeds": 0}, {"guidance": -1.0}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            EvaluateCfg("x", **wrong)
+
+
+def test_a_summary_has_a_spread_only_where_there_are_several_values():
+    assert summary([2.0]) == {"mean": 2.0}
+    assert summary([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5)}
