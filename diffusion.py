@@ -77,7 +77,7 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
-        loss, parts = self.sampler.loss(self.net, x1, cond, teacher=self.teacher)
+        loss, parts = self.sampler.loss(self.net, x1, cond, teacher=self.teacher, step=self.global_step)
         self.log("loss", loss.detach(), prog_bar=True)
         if self.global_step % self.cfg.train.log_every == 0:
             self.log_dict({f"train/{name}": value for name, value in parts.items()})

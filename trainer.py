@@ -8,7 +8,7 @@ import logging
 import os
 import time
 import warnings
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from data.module import MaskDataModule
 from data.sources import data_fingerprint
 from diffusion import DiffusionModule
 from metrics.callbacks import ReconstructionMonitor, SamplePreview
-from models.checkpoint import KEY, CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint
 from models.hardware import bf16_is_fast, faster_format
 from models.optim import reseed
 
@@ -74,7 +74,9 @@ class StepRoutine(Callback):
         self.cfg, self.clip_norm, self.batch_size = cfg, clip_norm, batch_size
         self.since: tuple[float, int] | None = None
 
-    def on_train_batch_start(self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
         reseed(self.cfg.seed, trainer.global_step, trainer.global_rank, batch_idx % self.cfg.accumulate)
 
     def on_before_optimizer_step(
@@ -104,7 +106,10 @@ def quiet() -> None:
     """Silence the advice of libraries that our users cannot act on; warnings of this project stay."""
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    for text in (".*does not have many workers.*", ".*litlogger.*", ".*isinstance.treespec.*", ".*exists and is not empty.*"):
+    for text in (
+        ".*does not have many workers.*", ".*litlogger.*", ".*isinstance.treespec.*", ".*exists and is not empty.*",
+        ".*in eval mode at the start of training.*", ".*not set, defaulting.*",
+    ):
         warnings.filterwarnings("ignore", text)
 
 
@@ -138,7 +143,9 @@ def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
         (folder / ".writable").touch()
         (folder / ".writable").unlink()
     except OSError as reason:
-        raise ConfigError(f"the run folder {folder} cannot be written ({reason}): name another with --train.run-dir") from None
+        raise ConfigError(
+            f"the run folder {folder} cannot be written ({reason}): name another with --train.run-dir"
+        ) from None
     os.environ["MASK_RUN_DIR"] = str(folder)
     return folder
 
@@ -171,7 +178,7 @@ def precision_for(cfg: TrainerCfg) -> str:
 def set_memory_format(module: L.LightningModule, net: nn.Module, inputs: tuple[object, ...], cfg: TrainerCfg) -> None:
     """Lay out all filters in the format that is faster for ``net`` on this machine (before it moves to a device)."""
     layout = faster_format(cfg.channels_last, net, inputs, precision_for(cfg) == "bf16-mixed")
-    module.to(memory_format=layout)  # type: ignore[call-overload]  # the stubs leave this form out
+    module.to(memory_format=layout)
 
 
 def strategy_for(cfg: TrainerCfg, devices: int) -> Strategy | str:
@@ -201,7 +208,7 @@ def build_trainer(
         precision=precision_for(cfg),  # type: ignore[arg-type]  # one of Lightning's literals
         max_epochs=-1,
         max_steps=cfg.max_steps,
-        max_time={"minutes": cfg.max_minutes} if cfg.max_minutes else None,
+        max_time=timedelta(minutes=cfg.max_minutes) if cfg.max_minutes else None,
         accumulate_grad_batches=cfg.accumulate,
         val_check_interval=min(cfg.val_every, cfg.max_steps) * cfg.accumulate,
         check_val_every_n_epoch=None,
@@ -306,7 +313,7 @@ def checked_autoencoder(cfg: Stage2Cfg) -> AutoencoderModule:
 
 @torch.no_grad()
 def cache_latents(module: DiffusionModule, data: MaskDataModule) -> None:
-    """Encode the training split once, when its augmentation has few enough variants, and hand the moments to the loader."""
+    """Encode the training split once, if its augmentation has few enough variants, for the loader to draw from."""
     cfg = module.cfg.data
     if not (cfg.cache_latents and (cfg.augment.is_none or cfg.augment.only_hflip)):
         return

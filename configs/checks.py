@@ -1,4 +1,4 @@
-"""The few range checks that every config shares; each raises ``ConfigError`` with the field, the value and the remedy."""
+"""The range checks that every config shares; each raises ``ConfigError`` with the field, the value and the remedy."""
 
 import math
 from collections.abc import Collection

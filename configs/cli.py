@@ -9,7 +9,7 @@ import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeVar, overload
 
 import tyro
 
@@ -19,18 +19,27 @@ Cfg = TypeVar("Cfg")
 CHOICE = re.compile(r"[a-z_.]+:[a-z0-9-]+")  # such as sampler:ddim
 
 
-def parse(default: Cfg | type[Cfg], argv: Sequence[str], prog: str, description: str = "") -> Cfg:
+@overload
+def parse(default: type[Cfg], argv: Sequence[str], prog: str, description: str = "") -> Cfg: ...
+
+
+@overload
+def parse(default: Cfg, argv: Sequence[str], prog: str, description: str = "") -> Cfg: ...
+
+
+def parse(default: Any, argv: Sequence[str], prog: str, description: str = "") -> Any:
     """The config that ``argv`` asks for, starting from a default instance (or from a class with defaults).
 
     Prints one sentence and exits with 2 for unknown names (with the near ones) and for values that cannot work.
     """
     cls: Any = default if isinstance(default, type) else type(default)
-    start = {} if isinstance(default, type) else {"default": default}
-    markers = [tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagConversionOff]
+    start: dict[str, Any] = {} if isinstance(default, type) else {"default": default}
+    cli: Any = tyro.cli  # its overloads cannot tell a class from an instance
+    markers: list[Any] = [tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagConversionOff]
     if not any(CHOICE.fullmatch(arg) for arg in argv):
         markers.append(tyro.conf.AvoidSubcommands)  # --help then lists the fields of the chosen kinds too
     try:
-        return tyro.cli(
+        return cli(
             cls,
             args=list(argv),
             prog=prog,
@@ -99,7 +108,9 @@ def from_dict(cls: type[Cfg], plain: Mapping[str, Any]) -> Cfg:
 def _revive(hint: Any, value: Any) -> Any:
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, Mapping):
-        classes = {member.__name__: member for member in members if dataclasses.is_dataclass(member)}
+        classes: dict[str, Any] = {
+            member.__name__: member for member in members if dataclasses.is_dataclass(member)  # type: ignore[union-attr]
+        }
         kind = value.get("type", next(iter(classes), None))
         if kind not in classes:
             raise ConfigError(f"a config of type {kind!r} is unknown here; known: {', '.join(classes)}")

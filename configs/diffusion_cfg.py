@@ -58,7 +58,7 @@ class TextCfg:
     """The frozen text encoder and what is trained on top of it."""
 
     encoder: str = "all-MiniLM-L6-v2"
-    """all-MiniLM-L6-v2 comes inside a package and works offline; else a Hugging Face name or local folder (CLIP, T5 ...)."""
+    """all-MiniLM-L6-v2 comes inside a package (works offline); else a Hugging Face name or local folder (CLIP, T5)."""
     max_tokens: int = 32
     """Longer prompts are cut here, with a warning."""
     width: int = 128
@@ -112,8 +112,10 @@ class ShortcutCfg(FlowCfg):
     steps: int = 1
     grid: int = 128
     """Smallest step is 1/grid; a power of two."""
-    share: float = 0.2
-    """Share of the batch that learns self-consistency; the rest learns the flow."""
+    share: float = 0.125
+    """Share of all training rows that learns self-consistency; the rest learns the flow."""
+    every: int = 2
+    """Self-consistency is learned in every n-th step, by n times as many rows: fewer, larger teacher batches."""
     consistency_weight: float = 1.0
     """Loss weight of a consistency row; a flow row has 1."""
     continuous: bool = False
@@ -127,7 +129,9 @@ class ShortcutCfg(FlowCfg):
         super().__post_init__()
         require(self.grid >= 2 and self.grid & (self.grid - 1) == 0, "sampler.grid", self.grid,
                 "a power of two, such as 128")
-        require(0 < self.share < 1, "sampler.share", self.share, "above 0 and below 1")
+        require(self.every >= 1, "sampler.every", self.every, "at least 1")
+        require(0 < self.share * self.every < 1, "sampler.share", self.share,
+                f"above 0 and below 1/sampler.every ({1 / self.every:.3g})")
         positive("sampler.consistency_weight", self.consistency_weight)
         fraction("sampler.one_step_atom", self.one_step_atom)
         non_negative("sampler.train_guidance", self.train_guidance)

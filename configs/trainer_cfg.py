@@ -55,7 +55,7 @@ class TrainerCfg:
     nodes: int = 1
     """Machines."""
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """ddp: a copy of the network in each process; fsdp: its weights are shared out (ModelParallelStrategy + fully_shard)."""
+    """ddp: a copy of the network in each process; fsdp: weights shared out (ModelParallelStrategy + fully_shard)."""
     precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed"] = "auto"
     """auto: bf16 where this CPU or GPU is fast at it, else fp32."""
     channels_last: Literal["auto", "on", "off"] = "auto"

@@ -16,8 +16,8 @@ def add_picture(trainer: L.Trainer, tag: str, rows: Tensor, columns: int) -> Non
         return
     grid = make_grid(rows.float().cpu(), nrow=columns, padding=1, pad_value=0.5)
     for logger in trainer.loggers:
-        writer = logger.experiment
-        if hasattr(writer, "add_image"):
+        writer = getattr(logger, "experiment", None)
+        if writer is not None and hasattr(writer, "add_image"):
             writer.add_image(tag, grid, trainer.global_step)
 
 

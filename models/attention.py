@@ -77,13 +77,13 @@ class PixelAttention(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
         """x [B,C,H,W], tokens [B,L,D], keep [B,L] bool (False: padding) -> [B,C,H,W]."""
         batch, channels, height, width = x.shape
-        pixels = self.norm(x).flatten(2).transpose(1, 2)  # [B,HW,C]
+        pixels = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # [B,HW,C]; a strided input makes linear slow
         q, k, v = self.qkv(pixels).chunk(3, dim=2)
         token_k, token_v = self.token_kv(tokens).chunk(2, dim=2)  # [B,L,C] each
         k, v = torch.cat([k, token_k], dim=1), torch.cat([v, token_v], dim=1)  # [B,HW+L,C]
         keep = torch.cat([keep.new_ones(batch, height * width), keep], dim=1)
         kernel = xformers_kernel(x.device.type) if self.use_xformers else sdpa
-        attended = kernel(*(self._split(y) for y in (q, k, v)), keep)  # [B,heads,HW,d]
+        attended = kernel(self._split(q), self._split(k), self._split(v), keep)  # [B,heads,HW,d]
         mixed = self.out(attended.transpose(1, 2).reshape(batch, height * width, channels))
         return x + mixed.transpose(1, 2).reshape(batch, channels, height, width)
 

@@ -20,7 +20,7 @@ class CheckpointError(Exception):
 
 
 def describe(kind: str, config: Mapping[str, Any], *, complete: bool, data: str) -> dict[str, Any]:
-    """What a checkpoint says of itself: kind, format version, plain config, the data set, and whether training ended."""
+    """What a checkpoint says of itself: kind, format version, plain config, data set, and whether training ended."""
     return {"kind": kind, "version": FORMAT_VERSION, "config": dict(config), "complete": complete, "data": data}
 
 

@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 Net = TypeVar("Net", bound=nn.Module)
 
@@ -15,7 +15,7 @@ def frozen_twin(net: Net) -> Net:
 
 
 def warmed_decay(decay: float, step: int) -> float:
-    """Decay at optimiser step ``step`` (from 0): rises to ``decay``, so that the twin forgets the first weights soon."""
+    """Decay at optimiser step ``step``: rises from 0.1 to ``decay``, so the twin forgets the first weights soon."""
     return min(decay, (1 + step) / (10 + step))
 
 
@@ -25,7 +25,8 @@ def ema_update_(twin: nn.Module, net: nn.Module, decay: float) -> None:
 
     Elementwise, so that sharded networks (FSDP) need no communication. Both modules must have the same structure.
     """
-    mine, theirs = list(twin.parameters()), list(net.parameters())
+    mine: list[Tensor] = list(twin.parameters())
+    theirs: list[Tensor] = list(net.parameters())
     torch._foreach_lerp_(mine, theirs, 1.0 - decay)
     for own, other in zip(twin.buffers(), net.buffers(), strict=True):
         own.copy_(other)

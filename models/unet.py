@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -101,8 +103,8 @@ class WaveletUNet(nn.Module):
 
         h = self.conv_in(x)
         skips, bands = [h], []
-        for level, stages in enumerate(self.down):
-            for stage in stages:
+        for level in range(len(self.down)):
+            for stage in cast(nn.ModuleList, self.down[level]):
                 h = stage(h, emb, tokens, keep)
                 skips.append(h)
             if level < len(self.shrink):
@@ -112,8 +114,8 @@ class WaveletUNet(nn.Module):
 
         h = self.middle(h, emb, tokens, keep)
 
-        for level, stages in enumerate(self.up):
-            for stage in stages:
+        for level in range(len(self.up)):
+            for stage in cast(nn.ModuleList, self.up[level]):
                 h = stage(torch.cat([h, skips.pop()], dim=1), emb, tokens, keep)
             if level < len(self.grow):
                 h = self.grow[level](h, emb, bands.pop())

@@ -69,7 +69,7 @@ def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def mask_loss(logits: Tensor, target: Tensor, dice: float, max_pos_weight: float) -> Tensor:
-    """Binary cross-entropy, foreground weighted by clip(background/foreground, 1, max), plus dice * soft Dice -> scalar."""
+    """Cross-entropy, foreground weighted by clip(background/foreground, 1, max), plus dice * soft Dice -> scalar."""
     foreground = target.mean()
     pos_weight = ((1 - foreground) / foreground.clamp_min(1e-6)).clamp(1.0, max_pos_weight)
     bce = F.binary_cross_entropy_with_logits(logits, target, pos_weight=pos_weight)

@@ -53,20 +53,21 @@ class Sampler(ABC):
         return cls(cfg)
 
     @abstractmethod
-    def draw(self, x1: Tensor, cond: Any, teacher: Net) -> Targets:
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, step: int) -> Targets:
         """``targets`` after condition dropout; called without gradients."""
 
     @abstractmethod
     def step(self, net: Net, x: Tensor, t: float, s: float, cond: Any, randn: Randn) -> Tensor:
         """Move ``x`` [B,C,h,w] from time ``t`` to the later time ``s``."""
 
-    def targets(self, x1: Tensor, cond: Any, teacher: Net) -> Targets:
+    def targets(self, x1: Tensor, cond: Any, teacher: Net, step: int = 0) -> Targets:
         """Draw what the network should answer for a batch of data.
 
         Args:
             x1: data [B,C,h,w].
             cond: B prompts (see ``net.Cond``).
             teacher: network in eval mode that gives self-consistency targets; most samplers ignore it.
+            step: number of the training step, the same on all ranks, for samplers that alternate between kinds of rows.
         """
         # Prompts are dropped in all rows and before any teacher call. The published shortcut recipe drops them in the
         # flow rows only, which leaves u(x, t, dt > 0, nothing) untrained, and guidance reads just that.
@@ -74,9 +75,11 @@ class Sampler(ABC):
         if self.cfg.condition_drop > 0:
             cond = cond.drop(torch.rand(len(x1), device=x1.device) < self.cfg.condition_drop)
         with torch.no_grad():
-            return self.draw(x1, cond, teacher)
+            return self.draw(x1, cond, teacher, step)
 
-    def loss(self, net: Net, x1: Tensor, cond: Any, *, teacher: Net) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(
+        self, net: Net, x1: Tensor, cond: Any, *, teacher: Net, step: int = 0
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted mean squared error of one batch, from one call of ``net``.
 
         Args:
@@ -84,11 +87,12 @@ class Sampler(ABC):
             x1: data [B,C,h,w].
             cond: B prompts (see ``net.Cond``).
             teacher: see ``targets``; no gradient reaches it.
+            step: see ``targets``.
 
         Returns:
             The scalar loss, and the plain mean squared error of each part, detached.
         """
-        goal = self.targets(x1, cond, teacher)
+        goal = self.targets(x1, cond, teacher, step)
         answer = net(goal.x, goal.t, goal.dt, goal.cond)
         wide = torch.promote_types(answer.dtype, torch.float32)
         error = (answer.to(wide) - goal.y).square().flatten(1).mean(1)  # [B]

@@ -32,7 +32,7 @@ class DDPM(Sampler):
         power = cumulative_signal(cfg)
         self.alpha, self.sigma = power.sqrt(), (1 - power).sqrt()  # float64 [T + 1]
 
-    def draw(self, x1: Tensor, cond: Any, teacher: Net) -> Targets:
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, step: int) -> Targets:
         total = self.cfg.timesteps
         n = torch.randint(1, total + 1, (len(x1),), device=x1.device)
         row_alpha, row_sigma = (table.to(time_dtype(x1)).to(x1.device)[n] for table in (self.alpha, self.sigma))  # [B]

@@ -32,7 +32,7 @@ class FlowMatching(Sampler):
             sampler.velocity_guidance = trained.train_guidance
         return sampler
 
-    def draw(self, x1: Tensor, cond: Any, teacher: Net) -> Targets:
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, step: int) -> Targets:
         x_t, t, velocity = self.flow_rows(x1)
         return Targets(x_t, t, torch.zeros_like(t), cond, velocity, torch.ones_like(t), {"flow": slice(0, len(x1))})
 

@@ -32,19 +32,22 @@ class Shortcut(FlowMatching):
         super().__init__(cfg)
         self.velocity_guidance = cfg.train_guidance
 
-    def targets(self, x1: Tensor, cond: Any, teacher: Net) -> Targets:
+    def targets(self, x1: Tensor, cond: Any, teacher: Net, step: int = 0) -> Targets:
         if len(x1) == 1:  # one row serves both ends, since either alone would never train the other
             x1, cond = x1.repeat(2, *[1] * (x1.ndim - 1)), cond.repeat(2)
-        return super().targets(x1, cond, teacher)
+        return super().targets(x1, cond, teacher, step)
 
-    def draw(self, x1: Tensor, cond: Any, teacher: Net) -> Targets:
-        batch = len(x1)
-        rows = min(max(1, round(self.cfg.share * batch)), batch - 1)
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, step: int) -> Targets:
+        # Small teacher batches cost nearly as much as larger ones, so the rows of ``every`` steps are drawn at once.
+        if step % self.cfg.every:
+            return super().draw(x1, cond, teacher, step)
+        batch, share = len(x1), self.cfg.share * self.cfg.every
+        rows = min(max(1, round(share * batch)), batch - 1)
         x_t, t, dt, u, parts = self.consistency_rows(x1[:rows], cond[:rows], teacher)
         x_flow, t_flow, velocity = self.flow_rows(x1[rows:])
-        # Whatever the rounding of ``rows``, the loss is share * mean(consistency) + (1 - share) * mean(flow).
-        on_consistency = self.cfg.consistency_weight * self.cfg.share * batch / rows
-        on_flow = (1 - self.cfg.share) * batch / (batch - rows)
+        # Whatever the rounding of ``rows``, this loss is share * mean(consistency) + (1 - share) * mean(flow).
+        on_consistency = self.cfg.consistency_weight * share * batch / rows
+        on_flow = (1 - share) * batch / (batch - rows)
         return Targets(
             x=torch.cat([x_t, x_flow]),
             t=torch.cat([t, t_flow]),

@@ -4,6 +4,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+MENDABLE_OS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+
 
 @contextmanager
 def refuse_kindly(command: str) -> Iterator[None]:
@@ -12,7 +14,7 @@ def refuse_kindly(command: str) -> Iterator[None]:
 
     try:
         yield
-    except (ConfigError, FileNotFoundError, FileExistsError, ModuleNotFoundError) as error:
+    except (ConfigError, ModuleNotFoundError, *MENDABLE_OS) as error:
         reason: Exception = error
     except Exception as error:
         mendable = {"CheckpointError", "DataError", "SamplerMismatch"}

@@ -1,0 +1,180 @@
+"""Both LightningModules: latent normalisation, generation, and that each stage can learn a handful of masks."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY_1, TINY_2
+from torch import Tensor
+
+from autoencoder import AutoencoderModule, load_autoencoder
+from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, VarianceExpansionCfg
+from configs.diffusion_cfg import DDPMCfg, FlowCfg, ShortcutCfg
+from data.datasets import to_tensor
+from data.embedded import load
+from diffusion import DiffusionModule
+from metrics.reconstruction import iou
+from models.optim import build_optimizer, reseed
+from samplers import SAMPLERS
+
+
+def masks(number: int) -> tuple[Tensor, list[str]]:
+    """Real masks of as many words as possible: images [N,1,32,32] and prompts."""
+    whole, _ = load(TINY_1.data.source, TINY_1.data)
+    words = list(dict.fromkeys(whole.prompts))
+    rows = [whole.prompts.index(words[i % len(words)]) + i // len(words) for i in range(number)]
+    return to_tensor(np.stack([whole.images[i] for i in rows])), [whole.prompts[i] for i in rows]
+
+
+def test_to_latent_is_the_normalised_mean_of_the_encoder(tiny_autoencoder: AutoencoderModule) -> None:
+    module, (x, _) = tiny_autoencoder.eval(), masks(4)
+    expected = (module.average.encode(x).mean - module.latent_mean) / module.latent_std
+    torch.testing.assert_close(module.to_latent(x), expected, rtol=0, atol=1e-6)
+
+
+def test_decoding_a_latent_is_decoding_the_encoders_mean(tiny_autoencoder: AutoencoderModule) -> None:
+    module, (x, _) = tiny_autoencoder.eval(), masks(4)
+    direct = module.average.decode(module.average.encode(x).mean)
+    torch.testing.assert_close(module.to_pixels(module.to_latent(x)), direct, rtol=0, atol=1e-5)
+
+
+def test_measured_latents_have_mean_0_and_variance_1(tiny_autoencoder: AutoencoderModule) -> None:
+    module, (x, _) = tiny_autoencoder.eval(), masks(64)
+    module.measure_latents([x[:40], x[40:]])  # the split into batches does not matter
+    posterior = module.posterior(x)
+    mean = posterior.mean.mean(dim=(0, 2, 3))
+    second = (posterior.mean.square() + posterior.logvar.exp()).mean(dim=(0, 2, 3))
+    torch.testing.assert_close(mean, torch.zeros(4), rtol=0, atol=1e-5)
+    torch.testing.assert_close(second - mean.square(), torch.ones(4), rtol=0, atol=1e-5)
+
+
+def test_latent_statistics_of_nothing_are_refused(tiny_autoencoder: AutoencoderModule) -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        tiny_autoencoder.measure_latents([])
+
+
+@pytest.mark.parametrize("regulariser", [KLCfg(0.1), VarianceExpansionCfg()])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_losses_are_finite_and_reach_every_weight(regulariser: Any, channels: int) -> None:
+    vae = AutoencoderCfg(width=8, multipliers=(1, 2), regulariser=regulariser)
+    vae = replace(vae, loss=L1LossCfg()) if channels == 3 else vae
+    cfg = replace(TINY_1, autoencoder=vae, data=replace(TINY_1.data, channels=channels))
+    module = AutoencoderModule(cfg)
+    for parameter in module.vae.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    loss, parts, _, _ = module.losses(module.vae, torch.rand(2, channels, 32, 32).round())
+    loss.backward()
+    assert loss.isfinite()
+    assert set(parts) == {"reconstruction", "regulariser"}
+    for name, parameter in module.vae.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().sum() > 0, name
+
+
+def test_only_the_network_learns(tiny_diffusion: DiffusionModule) -> None:
+    module = tiny_diffusion.train()
+    assert module.net.training
+    assert not any(net.training for net in (module.average, module.teacher, module.autoencoder))
+    trained = {name.split(".")[0] for name, p in module.named_parameters() if p.requires_grad}
+    assert trained == {"net"}
+
+
+@pytest.mark.parametrize("cfg_type", sorted(SAMPLERS, key=lambda t: t.__name__))
+def test_every_trained_weight_gets_a_gradient_from_every_objective(cfg_type: Any) -> None:
+    torch.manual_seed(0)
+    autoencoder = AutoencoderModule(TINY_1)
+    module = DiffusionModule(replace(TINY_2, sampler=cfg_type()), autoencoder).train()
+    for parameter in module.net.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    x, prompts = masks(16)
+    cond = module.encode_text(prompts)
+    loss, _ = module.sampler.loss(module.net, module.latents({"image": x}), cond, teacher=module.teacher)
+    loss.backward()
+    for name, parameter in module.net.named_parameters():
+        assert parameter.grad is not None, name  # DDP would wait for it for ever
+    assert all(p.grad is None for p in (*module.teacher.parameters(), *module.autoencoder.parameters()))
+
+
+def test_cached_moments_give_the_latents_of_the_encoder(tiny_diffusion: DiffusionModule) -> None:
+    x, _ = masks(4)
+    posterior = tiny_diffusion.autoencoder.posterior(x)
+    moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
+    reseed(0, 1, 0)
+    cached = tiny_diffusion.latents({"moments": moments})
+    reseed(0, 1, 0)
+    torch.testing.assert_close(cached, tiny_diffusion.latents({"image": x}), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_generation_does_not_depend_on_the_batch(tiny_diffusion: DiffusionModule, steps: int, guidance: float) -> None:
+    prompts = ["a cat", "an elephant", "", "a bear with a hat"]
+    noise = torch.randn(4, *tiny_diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
+    together = tiny_diffusion.generate(prompts, noise, steps=steps, guidance=guidance)
+    for i, prompt in enumerate(prompts):
+        alone = tiny_diffusion.generate([prompt], noise[i : i + 1], steps=steps, guidance=guidance)
+        torch.testing.assert_close(together[i : i + 1], alone, rtol=0, atol=2e-4)  # fp16 text features
+    assert together.shape == (4, 1, 32, 32)
+    assert 0 <= together.min()
+    assert together.max() <= 1
+
+
+def test_ranks_and_steps_draw_unrelated_noise_and_repeat_exactly() -> None:
+    def draw(*key: int) -> Tensor:
+        reseed(*key)
+        return torch.randn(1000)
+
+    keys = [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0), (0, 0, 0, 1)]
+    streams = torch.stack([draw(*key) for key in keys])
+    assert torch.equal(draw(*keys[1]), streams[1])
+    correlation = torch.corrcoef(streams) - torch.eye(len(keys))
+    assert correlation.abs().max() < 0.2  # six standard deviations
+
+
+@pytest.mark.slow
+def test_stage_1_learns_a_handful_of_masks_by_heart() -> None:
+    torch.manual_seed(0)
+    x, _ = masks(8)
+    cfg = replace(TINY_1, autoencoder=AutoencoderCfg(width=8, multipliers=(1, 2, 4), regulariser=KLCfg(1e-4)))
+    module = AutoencoderModule(cfg)
+    optimizer = build_optimizer(module.vae, replace(cfg.optim, lr=3e-3), 250)["optimizer"]
+    for _ in range(250):
+        loss = module.losses(module.vae, x)[0]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    drawn = module.vae.decode(module.vae.encode(x).mean) > 0
+    assert iou(drawn, x > 0.5).min() > 0.95
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", [ShortcutCfg(share=0.25, every=1), FlowCfg(), DDPMCfg(timesteps=100, steps=20)])
+def test_stage_2_learns_a_handful_of_masks_by_heart(sampler: Any) -> None:
+    """Each prompt has one latent, so that one step (twenty for the other samplers) must find it."""
+    torch.manual_seed(0)
+    prompts = ["a cat", "an elephant", "a bird", "a giraffe"]
+    module = DiffusionModule(replace(TINY_2, sampler=sampler), AutoencoderModule(TINY_1)).train()
+    goal = torch.randn(4, *module.latent_shape)
+    cond, optimizer = module.encode_text(prompts * 16), build_optimizer(module.net, replace(TINY_2.optim, lr=2e-3), 300)
+    for _ in range(300):
+        loss, _ = module.sampler.loss(module.net, goal.repeat(16, 1, 1, 1), cond, teacher=module.net)
+        optimizer["optimizer"].zero_grad()
+        loss.backward()
+        optimizer["optimizer"].step()
+    module.eval()
+    steps = 1 if isinstance(sampler, ShortcutCfg) else 20
+    z = module.sampler.sample(module.net, torch.randn_like(goal), module.encode_text(prompts), steps=steps)
+    assert (z - goal).square().mean() < 0.15  # a goal of the wrong prompt is 2 away, the mean of all goals 0.75
+
+
+def test_a_checkpoint_of_stage_1_comes_back_whole(tiny_autoencoder: AutoencoderModule, tmp_path: Any) -> None:
+    content: dict[str, Any] = {"state_dict": tiny_autoencoder.state_dict()}
+    tiny_autoencoder.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    back = load_autoencoder(tmp_path / "a.ckpt")
+    assert back.complete
+    assert back.cfg == tiny_autoencoder.cfg
+    for name, value in tiny_autoencoder.state_dict().items():
+        assert torch.equal(back.state_dict()[name], value), name
