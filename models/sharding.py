@@ -18,4 +18,5 @@ def shard_parts(parts: Iterable[nn.Module], mesh: DeviceMesh) -> None:
         for block in (block for blocks in lists for block in blocks):
             if not isinstance(block, nn.ModuleList):
                 fully_shard(block, mesh=mesh)
-        fully_shard(part, mesh=mesh)
+        # Also the outermost weights are given back after a call: a twin has no backward pass that would do it.
+        fully_shard(part, mesh=mesh, reshard_after_forward=True)

@@ -101,30 +101,25 @@ class TextEncoder:
 
     @torch.inference_mode()
     def _fill(self, prompts: list[str]) -> None:
-        for start in range(0, len(prompts), 256):
-            chunk = [clean_prompt(p) for p in prompts[start : start + 256]]
-            encoded = self.tokenizer(
-                chunk, padding="longest", truncation=True, max_length=self.cfg.max_tokens, return_tensors="pt"
-            )
-            self._warn_if_cut(chunk)
-            states = self.model(**encoded).last_hidden_state  # [B,L,D]
-            for prompt, text, state, mask in zip(
-                prompts[start:], chunk, states, encoded["attention_mask"].bool(), strict=False
-            ):
-                self.cache[prompt] = (state[mask] if text else state[:0]).half().clone()
-
-    def _warn_if_cut(self, prompts: list[str]) -> None:
-        if self._warned:
-            return
+        # One by one: in a batch, a prompt's features would depend on its neighbours in the last bits, and a resumed
+        # training or a generation with another batch size would no longer be the same.
         for prompt in prompts:
-            tokens = len(self.tokenizer(prompt, truncation=False)["input_ids"]) if len(prompt) > 40 else 0
-            if tokens > self.cfg.max_tokens:
-                warnings.warn(
-                    f"the prompt {prompt[:40]!r}... has {tokens} tokens; only the first {self.cfg.max_tokens} are read "
-                    "(text.max_tokens)", stacklevel=2,
-                )
-                self._warned = True
-                return
+            text = clean_prompt(prompt)
+            encoded = self.tokenizer(text, truncation=True, max_length=self.cfg.max_tokens, return_tensors="pt")
+            self._warn_if_cut(text)
+            state = self.model(**encoded).last_hidden_state[0]  # [L,D]
+            self.cache[prompt] = (state if text else state[:0]).half().clone()
+
+    def _warn_if_cut(self, text: str) -> None:
+        if self._warned or len(text) + 2 <= self.cfg.max_tokens:  # a token has a character; two mark the ends
+            return
+        tokens = len(self.tokenizer(text, truncation=False)["input_ids"])
+        if tokens > self.cfg.max_tokens:
+            self._warned = True
+            warnings.warn(
+                f"the prompt {text[:40]!r}... has {tokens} tokens; only the first {self.cfg.max_tokens} are read "
+                "(text.max_tokens)", stacklevel=2,
+            )
 
 
 def clean_prompt(prompt: str) -> str:

@@ -157,9 +157,9 @@ def test_stage_2_learns_a_handful_of_masks_by_heart(sampler: Any) -> None:
     prompts = ["a cat", "an elephant", "a bird", "a giraffe"]
     module = DiffusionModule(replace(TINY_2, sampler=sampler), AutoencoderModule(TINY_1)).train()
     goal = torch.randn(4, *module.latent_shape)
-    cond, optimizer = module.encode_text(prompts * 16), build_optimizer(module.net, replace(TINY_2.optim, lr=2e-3), 300)
+    cond, optimizer = module.encode_text(prompts * 8), build_optimizer(module.net, replace(TINY_2.optim, lr=2e-3), 300)
     for _ in range(300):
-        loss, _ = module.sampler.loss(module.net, goal.repeat(16, 1, 1, 1), cond, teacher=module.net)
+        loss, _ = module.sampler.loss(module.net, goal.repeat(8, 1, 1, 1), cond, teacher=module.net)
         optimizer["optimizer"].zero_grad()
         loss.backward()
         optimizer["optimizer"].step()

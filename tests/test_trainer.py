@@ -1,0 +1,153 @@
+"""Whole trainings as a user starts them: run folders, refusals, exact resume, and two processes on this machine."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+COMMON = [
+    "animals-tiny", "--data.limit", "24", "--data.batch-size", "8", "--data.val-fraction", "0.02",
+    "--train.accelerator", "cpu", "--train.precision", "fp32", "--train.channels-last", "off",
+    "--train.val-every", "2", "--train.log-every", "1", "--optim.warmup-steps", "0", "--optim.final-lr", "1.0",
+]  # fmt: skip
+STAGE_1 = [*COMMON, "--autoencoder.width", "8", "--autoencoder.multipliers", "1", "1", "2"]
+STAGE_2 = [*COMMON, "--backbone.width", "32", "--backbone.blocks", "1", "--text.width", "16"]
+
+
+def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    """Run a module of the project; its output is kept for the assertion's message."""
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("MASK_")}
+    return subprocess.run(
+        [sys.executable, "-m", *command], cwd=ROOT, env=clean | {"OMP_NUM_THREADS": "1"} | env,
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+
+
+def train(stage: int, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
+    base = STAGE_1 if stage == 1 else STAGE_2
+    return run([f"scripts.train_stage_{stage}", *base, "--train.run-dir", str(folder), *extra])
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("runs") / "stage1"
+    done = train(1, folder, "--train.max-steps", "4")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture(scope="module")
+def stage_2(stage_1: Path) -> Path:
+    folder = stage_1.parent / "stage2"
+    done = train(2, folder, "--autoencoder", str(stage_1 / "last.ckpt"), "--train.max-steps", "4")
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_run_folder_holds_checkpoints_config_and_logs(stage_1: Path, stage_2: Path) -> None:
+    for folder, kind in ((stage_1, "autoencoder"), (stage_2, "diffusion")):
+        assert {"last.ckpt", "best.ckpt", "config.json", "run.json"} <= {p.name for p in folder.iterdir()}
+        assert list(folder.glob("tensorboard/events*"))
+        run_json = json.loads((folder / "run.json").read_text())
+        assert (run_json["kind"], run_json["status"]) == (kind, "complete")
+        header = (folder / "csv" / "metrics.csv").read_text().splitlines()[0].split(",")
+        expected = {"val/iou", "val/dice", "val/posterior_std"} if kind == "autoencoder" else {
+            "train/flow", "train/consistency", "val/loss", "train/grad_norm", "train/masks_per_second",
+        }  # fmt: skip
+        assert expected <= set(header)
+        assert any(name.startswith("lr-") for name in header)
+
+
+def test_pictures_at_1_4_and_32_steps_reach_tensorboard(stage_1: Path, stage_2: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = set()
+    for folder in (stage_1, stage_2):
+        events = EventAccumulator(str(folder / "tensorboard"))
+        events.Reload()
+        tags |= set(events.Tags()["images"])
+    assert tags == {"reconstructions", "samples/1_steps", "samples/4_steps", "samples/32_steps"}
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_a_resumed_training_ends_with_the_same_weights(stage: int, stage_1: Path, stage_2: Path, tmp_path: Path) -> None:
+    """Stopped in the middle of an epoch (2 of 3 batches), resumed, and compared bit by bit, averages included."""
+    extra = ["--autoencoder", str(stage_1 / "last.ckpt")] if stage == 2 else []
+    for steps, resume in (("2", "none"), ("4", "auto")):
+        done = train(stage, tmp_path / "r", "--train.max-steps", steps, "--train.resume", resume, *extra)
+        assert done.returncode == 0, done.stderr
+    assert "resuming from" in done.stdout
+    whole, resumed = weights((stage_1 if stage == 1 else stage_2) / "last.ckpt"), weights(tmp_path / "r" / "last.ckpt")
+    assert whole.keys() == resumed.keys()
+    for name, value in whole.items():
+        assert torch.equal(value, resumed[name]), name
+
+
+def refusal(done: subprocess.CompletedProcess[str]) -> str:
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+def test_stage_2_refuses_what_is_no_finished_stage_1(stage_1: Path, stage_2: Path, tmp_path: Path) -> None:
+    missing = refusal(train(2, tmp_path / "a", "--train.runs", str(tmp_path)))
+    assert "no complete stage-1 training" in missing
+    assert "bash scripts/train_stage_1.sh" in missing
+    foreign = refusal(train(2, tmp_path / "b", "--autoencoder", str(stage_2 / "last.ckpt")))
+    assert "'diffusion'" in foreign
+    assert "bash scripts/train_stage_1.sh" in foreign
+    unfinished = refusal(train(2, tmp_path / "c", "--autoencoder", str(stage_1 / "best.ckpt")))
+    assert "not finished" in unfinished
+    assert "bash scripts/train_stage_1.sh" in unfinished
+    other = refusal(train(2, tmp_path / "d", "--autoencoder", str(stage_1 / "last.ckpt"), "--data.image-size", "64"))
+    assert "32-pixel" in other
+    assert not list(tmp_path.glob("*/last.ckpt"))
+
+
+def test_a_second_training_in_the_same_folder_is_refused(stage_1: Path) -> None:
+    before = (stage_1 / "last.ckpt").stat().st_mtime_ns
+    assert "already holds a training" in refusal(train(1, stage_1, "--train.max-steps", "4"))
+    assert (stage_1 / "last.ckpt").stat().st_mtime_ns == before
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    for devices in ("1", "2"):
+        done = run(["tests.ddp_worker", devices, str(tmp_path / devices)], PYTHONPATH="tests")
+        assert done.returncode == 0, done.stderr
+    one, *two = (torch.load(tmp_path / name, weights_only=True) for name in ("1.rank0", "2.rank0", "2.rank1"))
+    for name, gradient in one.items():
+        scale = gradient.abs().max().clamp_min(1e-3)
+        for rank in two:
+            torch.testing.assert_close(rank[name] / scale, gradient / scale, rtol=0, atol=1e-5, msg=name)
+
+
+def test_fsdp_trains_resumes_and_equals_ddp_on_two_processes(stage_1: Path, tmp_path: Path) -> None:
+    extra = ["--autoencoder", str(stage_1 / "last.ckpt"), "--train.devices", "2", "--train.previews", "False"]
+    found: dict[str, Any] = {}
+    for strategy in ("ddp", "fsdp"):
+        folder = tmp_path / strategy
+        done = train(2, folder, "--train.strategy", strategy, "--train.max-steps", "2", *extra)
+        assert done.returncode == 0, done.stderr
+        assert len(list(tmp_path.iterdir())) == (1 if strategy == "ddp" else 2)  # one folder for both ranks
+        found[strategy] = weights(folder / "last.ckpt")
+    assert found["ddp"].keys() == found["fsdp"].keys()
+    for name, value in found["ddp"].items():
+        torch.testing.assert_close(found["fsdp"][name], value, rtol=1e-4, atol=1e-5, msg=name)
+    done = train(
+        2, tmp_path / "fsdp", "--train.strategy", "fsdp", "--train.max-steps", "3", "--train.resume", "auto", *extra
+    )
+    assert done.returncode == 0, done.stderr
+    moved = weights(tmp_path / "fsdp" / "last.ckpt")
+    assert any(not torch.equal(value, moved[name]) for name, value in found["fsdp"].items())
