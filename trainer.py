@@ -5,16 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import time
 import warnings
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from torch import nn
@@ -22,49 +21,20 @@ from tqdm import tqdm
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
-from configs.checks import ConfigError
-from configs.cli import as_text, to_dict
+from configs.cli import as_text, differences, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
+from configs.run_folder import choose_run_dir, describe_run, newest_complete
 from configs.trainer_cfg import TrainerCfg
 from data.datasets import to_tensor
+from data.masks import DataError
 from data.module import MaskDataModule
 from data.sources import data_fingerprint
 from diffusion import DiffusionModule
 from metrics.callbacks import ReconstructionMonitor, SamplePreview
-from models.checkpoint import CheckpointError, read_checkpoint
+from metrics.progress import StepProgress
+from models.checkpoint import KEY, CheckpointError, read_checkpoint
 from models.hardware import bf16_is_fast, faster_format
 from models.optim import reseed
-
-
-class StepProgress(TQDMProgressBar):
-    """One bar over all optimiser steps, with the time left of the whole training."""
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", disable=self.is_disabled,
-                        dynamic_ncols=True, mininterval=1.0)
-
-    def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None: ...
-
-    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None: ...
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        moved = trainer.global_step - self.bar.n
-        if moved > 0:
-            if trainer.global_step % 10 == 0:
-                shown = {key: f"{float(value):.4f}" for key, value in trainer.progress_bar_metrics.items()}
-                self.bar.set_postfix(shown, refresh=False)
-            self.bar.update(moved)
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar.close()
-
-    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None: ...
-
-    def on_validation_batch_start(self, *_: Any, **__: Any) -> None: ...
-
-    def on_validation_batch_end(self, *_: Any, **__: Any) -> None: ...
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None: ...
 
 
 class StepRoutine(Callback):
@@ -104,65 +74,40 @@ class StepRoutine(Callback):
 
 def quiet() -> None:
     """Silence the advice of libraries that our users cannot act on; warnings of this project stay."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero", "lightning.pytorch.accelerators.cuda", "lightning.fabric",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for text in (
         ".*does not have many workers.*", ".*litlogger.*", ".*isinstance.treespec.*", ".*exists and is not empty.*",
-        ".*in eval mode at the start of training.*", ".*not set, defaulting.*",
+        ".*in eval mode at the start of training.*", ".*smaller than the logging interval.*",
     ):
         warnings.filterwarnings("ignore", text)
 
 
-def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
-    """The run folder: chosen once, by the first process, and handed to the others through the environment."""
-    chosen = os.environ.get("MASK_RUN_DIR")
-    if chosen:
-        return Path(chosen)
-    if cfg.run_dir:
-        folder = Path(cfg.run_dir)
-        if cfg.resume == "none" and (folder / "last.ckpt").exists():
-            raise ConfigError(
-                f"train.run_dir {folder} already holds a training: continue it with --train.resume auto, "
-                "or name another folder"
-            )
-    else:
-        if cfg.resume == "auto":
-            raise ConfigError("train.resume is 'auto', but no folder is named: add --train.run-dir FOLDER")
-        if "WORLD_SIZE" in os.environ and "LOCAL_RANK" in os.environ:
-            raise ConfigError(
-                "this process was started by a launcher, and each process would name its own run folder: "
-                "add --train.run-dir FOLDER"
-            )
-        stamp = f"{name}-{datetime.now():%Y%m%d-%H%M%S}"
-        folder, number = Path(cfg.runs) / stamp, 1
-        while folder.exists():
-            number += 1
-            folder = Path(cfg.runs) / f"{stamp}-{number}"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / ".writable").touch()
-        (folder / ".writable").unlink()
-    except OSError as reason:
-        raise ConfigError(
-            f"the run folder {folder} cannot be written ({reason}): name another with --train.run-dir"
-        ) from None
-    os.environ["MASK_RUN_DIR"] = str(folder)
-    return folder
+def resume_path(cfg: Stage1Cfg | Stage2Cfg, run_dir: Path, kind: str) -> Path | None:
+    """The checkpoint to go on from, or None; prints what differs from its config.
 
-
-def resume_path(cfg: TrainerCfg, run_dir: Path, kind: str) -> Path | None:
-    """The checkpoint to go on from, or None. Raises CheckpointError for one that cannot be used."""
-    if cfg.resume == "none":
+    Raises CheckpointError for a named one that cannot be used; "auto" warns and falls back to an older one.
+    """
+    train, make = cfg.train, "a training of this stage"
+    if train.resume == "none":
         return None
-    if cfg.resume != "auto":
-        read_checkpoint(cfg.resume, kind, "a training of this stage")
-        return Path(cfg.resume)
-    found = sorted(run_dir.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    found = [Path(train.resume)]
+    if train.resume == "auto":
+        found = sorted(run_dir.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
-        with contextlib.suppress(CheckpointError):
-            read_checkpoint(path, kind, "a training of this stage")
-            return path
-        warnings.warn(f"{path} cannot be used to resume; trying an older one", stacklevel=2)
+        try:
+            old = from_dict(type(cfg), read_checkpoint(path, kind, make)[KEY]["config"])
+        except CheckpointError as reason:
+            if train.resume != "auto":
+                raise
+            warnings.warn(f"{reason}; trying an older one", stacklevel=2)
+            continue
+        print(f"resuming from {path}", *differences(old, cfg), sep="\n  ", flush=True)
+        return path
+    print(f"{run_dir} holds no checkpoint to resume from: starting anew", flush=True)
     return None
 
 
@@ -224,27 +169,25 @@ def build_trainer(
 def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskDataModule]:
     """What both stages do first: run folder, saved config, seed and data."""
     quiet()
-    run_dir = choose_run_dir(cfg.train, name)
     print(as_text(cfg), flush=True)
+    L.seed_everything(cfg.train.seed, verbose=False)
+    run_dir = choose_run_dir(cfg.train, name)
+    data = MaskDataModule(cfg.data, cfg.train.seed)
+    try:
+        data.prepare_data()
+        data.setup("fit")
+    except DataError:
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()  # only if it is empty: a training that cannot start leaves nothing behind
+        raise
     (run_dir / "config.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
     describe_run(run_dir, kind, data_fingerprint(cfg.data), "unfinished")
-    L.seed_everything(cfg.train.seed, verbose=False)
-    data = MaskDataModule(cfg.data, cfg.train.seed)
-    data.setup("fit")
     print(f"data: {len(data.train_set):,} masks to train on, {len(data.val_set):,} held out", flush=True)
     return run_dir, data
 
 
-def describe_run(run_dir: Path, kind: str, data: str, status: str) -> None:
-    """run.json: what a later stage looks for."""
-    about = {"kind": kind, "data": data, "status": status, "checkpoint": "last.ckpt"}
-    (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")
-
-
 def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Path | None, run_dir: Path, kind: str) -> None:
     """Train, then write last.ckpt marked as complete; an interrupted training stays marked as unfinished."""
-    if resume:
-        print(f"resuming from {resume}", flush=True)
     trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
     if trainer.interrupted or trainer.global_step == 0:
         return
@@ -267,7 +210,7 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
     extra: list[Callback] = [ReconstructionMonitor()]
     monitor, mode = ("val/iou", "max") if cfg.data.channels == 1 else ("val/loss", "min")
     trainer = build_trainer(cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, cfg.data.batch_size, extra)
-    fit(trainer, module, data, resume_path(cfg.train, run_dir, "autoencoder"), run_dir, "autoencoder")
+    fit(trainer, module, data, resume_path(cfg, run_dir, "autoencoder"), run_dir, "autoencoder")
     return run_dir
 
 
@@ -275,20 +218,15 @@ def find_autoencoder(cfg: Stage2Cfg) -> Path:
     """The newest complete stage-1 checkpoint of the same data, or the one that ``cfg.autoencoder`` names."""
     if cfg.autoencoder != "auto":
         return Path(cfg.autoencoder)
-    wanted, found = data_fingerprint(cfg.data), []
-    for about in Path(cfg.train.runs).glob("**/run.json"):
-        with contextlib.suppress(OSError, ValueError):
-            run = json.loads(about.read_text())
-            if (run["kind"], run["data"], run["status"]) == ("autoencoder", wanted, "complete"):
-                found.append(about.parent / run["checkpoint"])
-    found = [path for path in found if path.exists()]
-    if not found:
+    wanted = data_fingerprint(cfg.data)
+    newest = newest_complete(cfg.train.runs, "autoencoder", wanted)
+    if newest is None:
         raise CheckpointError(
             Path(cfg.train.runs), f"holds no complete stage-1 training of the data set {wanted}",
             "make one with: bash scripts/train_stage_1.sh PRESET (the same preset and data as this stage 2), "
             "or name one with --autoencoder PATH",
         )
-    return max(found, key=lambda path: path.stat().st_mtime)
+    return newest
 
 
 def checked_autoencoder(cfg: Stage2Cfg) -> AutoencoderModule:
@@ -338,5 +276,5 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     cache_latents(module, data)
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
     trainer = build_trainer(cfg.train, run_dir, "val/loss", "min", cfg.optim.clip_norm, cfg.data.batch_size, extra)
-    fit(trainer, module, data, resume_path(cfg.train, run_dir, "diffusion"), run_dir, "diffusion")
+    fit(trainer, module, data, resume_path(cfg, run_dir, "diffusion"), run_dir, "diffusion")
     return run_dir

@@ -82,7 +82,7 @@ def test_pictures_at_1_4_and_32_steps_reach_tensorboard(stage_1: Path, stage_2: 
 
 
 @pytest.mark.parametrize("stage", [1, 2])
-def test_a_resumed_training_ends_with_the_same_weights(stage: int, stage_1: Path, stage_2: Path, tmp_path: Path) -> None:
+def test_resuming_ends_with_the_same_weights(stage: int, stage_1: Path, stage_2: Path, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch (2 of 3 batches), resumed, and compared bit by bit, averages included."""
     extra = ["--autoencoder", str(stage_1 / "last.ckpt")] if stage == 2 else []
     for steps, resume in (("2", "none"), ("4", "auto")):

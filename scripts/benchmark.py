@@ -1,0 +1,85 @@
+"""Cost of objectives side by side: ``python -m scripts.benchmark [PRESET]`` prints ratios to plain flow matching.
+
+Each repeat times every objective once, in turn, so that a slow moment of the machine hits all of them; a whole training
+step is timed (loss, backward, clipping, AdamW, averages), with the same network and the same batch.
+"""
+
+import statistics
+import sys
+import time
+from dataclasses import replace
+
+from configs.autoencoder_cfg import Stage1Cfg
+from configs.cli import parse_preset
+from configs.diffusion_cfg import FlowCfg, SamplerCfg, ShortcutCfg, Stage2Cfg
+from configs.presets import STAGE_1, STAGE_2
+
+REPEATS = 15
+
+
+def objectives(cfg: Stage2Cfg) -> dict[str, SamplerCfg]:
+    """What is compared; the first is the unit."""
+    found: dict[str, SamplerCfg] = {"plain flow matching": FlowCfg()}
+    found[f"{type(cfg.sampler).__name__} of the preset"] = cfg.sampler
+    found["ShortcutCfg, a quarter of every batch"] = ShortcutCfg(share=0.25, every=1)
+    return found
+
+
+def step_times(cfg: Stage2Cfg, stage_1: Stage1Cfg, samplers: dict[str, SamplerCfg]) -> dict[str, list[float]]:
+    """Seconds per training step of each objective, one number per repeat; a number is the mean of four steps."""
+    import torch
+
+    from autoencoder import AutoencoderModule
+    from diffusion import DiffusionModule
+    from models.ema import ema_update_
+    from models.hardware import bf16_is_fast
+    from models.optim import build_optimizer
+    from samplers import build_sampler
+
+    torch.manual_seed(0)
+    module = DiffusionModule(cfg, AutoencoderModule(stage_1)).train()
+    optimizer = build_optimizer(module.net, cfg.optim, cfg.train.max_steps)["optimizer"]
+    x1 = torch.randn(cfg.data.batch_size, *module.latent_shape)
+    cond = module.encode_text(["a giraffe"] * len(x1))
+    bf16 = bf16_is_fast("cpu")
+    dtype = "bf16" if bf16 else "fp32"
+    print(f"{torch.get_num_threads()} threads, {dtype}, batch {len(x1)}, torch {torch.__version__}")
+
+    def steps(sampler: SamplerCfg) -> float:
+        built, began = build_sampler(sampler), time.perf_counter()
+        for number in range(4):
+            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                loss, _ = built.loss(module.net, x1, cond, teacher=module.teacher, step=number)
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0, foreach=True)
+            optimizer.step()
+            optimizer.zero_grad()
+            ema_update_(module.average, module.net, 0.999)
+            ema_update_(module.teacher, module.net, 0.95)
+        return (time.perf_counter() - began) / 4
+
+    for sampler in samplers.values():  # warm up
+        steps(sampler)
+    times: dict[str, list[float]] = {name: [] for name in samplers}
+    for _ in range(REPEATS):
+        for name, sampler in samplers.items():
+            times[name].append(steps(sampler))
+    return times
+
+
+def main(argv: list[str] | None = None) -> None:
+    name, cfg = parse_preset(STAGE_2, sys.argv[1:] if argv is None else argv, "python -m scripts.benchmark")
+    stage_1 = replace(STAGE_1[name](), data=cfg.data)
+    times = step_times(cfg, stage_1, objectives(cfg))
+    unit = next(iter(times.values()))
+    print(f"{'objective':40} {'s/step':>8} {'ratio':>7}   lowest to highest of {REPEATS} interleaved repeats")
+    for objective, seconds in times.items():
+        ratios = [own / base for own, base in zip(seconds, unit, strict=True)]
+        print(
+            f"{objective:40} {statistics.median(seconds):8.4f} {statistics.median(ratios):7.3f}"
+            f"   {min(ratios):.3f} to {max(ratios):.3f}"
+        )
+
+
+if __name__ == "__main__":
+    main()
