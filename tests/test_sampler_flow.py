@@ -225,16 +225,23 @@ def test_continuous_draw_has_its_one_step_atom_and_uniform_remainder() -> None:
     assert share.mean().item() == pytest.approx(0.5, abs=5 * math.sqrt(1 / 12 / len(share)))
 
 
+@pytest.mark.parametrize("every", [1, 2, 3])
 @pytest.mark.parametrize("batch", [1, 2, 3, 4, 8, 10, 32, 64, 128])
-def test_loss_weighs_consistency_by_its_share_in_any_batch(batch: int) -> None:
-    """The expected loss is share * E[consistency] + (1 - share) * E[flow], so doubling the batch leaves it alone."""
-    cfg = ShortcutCfg(grid=32, share=0.2, consistency_weight=1.5)
-    goal = drawn(cfg, batch, FlowMap(S))
-    n = len(goal.x)
-    assert goal.weight[goal.parts["consistency"]].sum().item() / n == pytest.approx(1.5 * 0.2)
-    assert goal.weight[goal.parts["flow"]].sum().item() / n == pytest.approx(0.8)
-    assert goal.parts["consistency"].stop == goal.parts["flow"].start
-    assert goal.parts["flow"].stop == n
+def test_loss_weighs_consistency_by_its_share_in_any_batch(batch: int, every: int) -> None:
+    """Over a cycle of ``every`` steps the expected loss is share * E[consistency] + (1 - share) * E[flow].
+
+    So neither the batch size nor ``every`` changes it.
+    """
+    sampler = Shortcut(ShortcutCfg(grid=32, share=0.2, every=every, consistency_weight=1.5))
+    totals = {"consistency": 0.0, "flow": 0.0}
+    for step in range(every):
+        goal = sampler.targets(*data(batch), FlowMap(S), step)
+        for part in totals.keys() & goal.parts.keys():
+            totals[part] += goal.weight[goal.parts[part]].sum().item() / len(goal.x) / every
+        assert ("consistency" in goal.parts) == (step == 0)
+        assert goal.parts["flow"].stop == len(goal.x)
+        assert goal.parts["flow"].start == (goal.parts["consistency"].stop if step == 0 else 0)
+    assert totals == pytest.approx({"consistency": 1.5 * 0.2, "flow": 0.8})
 
 
 def test_default_share_gives_every_row_the_same_weight_where_it_divides_the_batch() -> None:
@@ -288,7 +295,7 @@ def test_guided_targets_cost_two_teacher_calls_of_few_more_rows() -> None:
         assert len(x) == len(t) == len(dt) == len(cond.mean)
         return toy_net(x, t, dt, cond)
 
-    goal = Shortcut(ShortcutCfg(grid=32, share=0.5, train_guidance=2)).targets(*data(20), teacher)
+    goal = Shortcut(ShortcutCfg(grid=32, share=0.5, every=1, train_guidance=2)).targets(*data(20), teacher)
     assert sizes == [12, 12]  # 10 rows on 5 levels: 2 on the smallest rung
     assert goal.parts["consistency"] == slice(0, 10)
 
