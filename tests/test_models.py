@@ -2,6 +2,8 @@
 
 import copy
 import os
+import sys
+import types
 import warnings
 
 import pytest
@@ -16,7 +18,7 @@ from configs.diffusion_cfg import TextCfg, UNetCfg
 from models import attention
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
-from models.text import Condition, TextEncoder, clean_prompt
+from models.text import Condition, TextEncoder, clean_prompt, locate_encoder
 from models.unet import WaveletUNet
 from models.vae import LOGVAR_RANGE, VAE, Posterior, kl_divergence, mask_loss, soft_dice_loss
 
@@ -237,3 +239,47 @@ def test_a_pickle_runs_nothing(tmp_path: object) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
         read_checkpoint(f"{tmp_path}/evil.ckpt", "diffusion", "the command")
     assert not os.path.exists(f"{tmp_path}/ran")
+
+
+@pytest.mark.parametrize("kind", ["clip", "t5"])
+def test_other_text_encoders_load_from_a_local_folder(tmp_path: object, kind: str) -> None:
+    """Small untrained CLIP and T5 networks with the packaged tokenizer: the text half, or the encoder half, is used."""
+    import transformers
+
+    tokenizer = transformers.AutoTokenizer.from_pretrained(locate_encoder("all-MiniLM-L6-v2"))
+    size = {"vocab_size": len(tokenizer)}
+    if kind == "clip":
+        text = size | {"hidden_size": 24, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        vision = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+        model = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=vision))
+    else:
+        model = transformers.T5Model(transformers.T5Config(**size, d_model=24, d_ff=32, num_layers=1, num_heads=2))
+    tokenizer.save_pretrained(str(tmp_path))
+    model.save_pretrained(str(tmp_path))
+    encoder = TextEncoder(TextCfg(encoder=str(tmp_path), max_tokens=8))
+    cond = encoder(["a cat", "", "a cat on a mat"])
+    assert encoder.features == 24
+    assert cond.keep.sum(1).tolist() == [4, 0, 7]
+    assert cond.tokens.isfinite().all()
+
+
+def test_the_xformers_call_means_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A stand-in with xformers' documented layout ([B,N,heads,d], additive bias) gets what makes it equal to torch's."""
+    ops = types.ModuleType("xformers.ops")
+
+    def memory_efficient_attention(
+        q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, attn_bias: torch.Tensor
+    ) -> torch.Tensor:
+        assert attn_bias.shape == (q.shape[0], q.shape[2], q.shape[1], k.shape[1])
+        assert attn_bias.stride(0) % 8 == 0  # the kernel's alignment rule
+        q, k, v = (y.transpose(1, 2) for y in (q, k, v))
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias).transpose(1, 2)
+
+    ops.memory_efficient_attention = memory_efficient_attention  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
+    monkeypatch.setitem(sys.modules, "xformers.ops", ops)
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, n, 8, generator=generator) for n in (6, 9, 9))
+    keep = torch.rand(2, 9, generator=generator) < 0.7
+    keep[:, 0] = True
+    torch.testing.assert_close(attention._xformers(q, k, v, keep), attention.sdpa(q, k, v, keep), rtol=0, atol=1e-6)
