@@ -264,7 +264,7 @@ def test_other_text_encoders_load_from_a_local_folder(tmp_path: object, kind: st
 
 
 def test_the_xformers_call_means_the_same_attention(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A stand-in with xformers' documented layout ([B,N,heads,d], additive bias) gets what makes it equal to torch's."""
+    """A stand-in with xformers' layout ([B,N,heads,d], additive bias) gets what makes it equal to torch's."""
     ops = types.ModuleType("xformers.ops")
 
     def memory_efficient_attention(
