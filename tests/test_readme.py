@@ -33,7 +33,7 @@ def test_every_command_of_the_readme_parses() -> None:
         rest = words[words.index(script) + 1 :]
         if name == "train_stage_1":
             parse_preset(STAGE_1, rest, name)
-        elif name == "train_stage_2":
+        elif name in ("train_stage_2", "benchmark"):
             parse_preset(STAGE_2, rest, name)
         elif name == "generate_masks":
             parse(GenerateCfg, rest, name)
@@ -42,7 +42,7 @@ def test_every_command_of_the_readme_parses() -> None:
         else:
             assert (ROOT / script).exists()
         seen.add(name)
-    assert {"quickstart", "test", "train_stage_1", "train_stage_2", "generate_masks", "evaluate"} <= seen
+    assert {"quickstart", "test", "train_stage_1", "train_stage_2", "generate_masks", "evaluate", "benchmark"} <= seen
 
 
 def test_every_preset_is_valid_and_the_readme_names_it() -> None:
@@ -63,7 +63,7 @@ def test_the_sampler_of_the_readme_is_of_second_order() -> None:
     assert source
     names = {"dataclass": dataclass, "FlowCfg": FlowCfg, "FlowMatching": FlowMatching, "torch": torch}
     exec(source[1], names)
-    midpoint = names["Midpoint"](names["MidpointCfg"](), )  # type: ignore[operator]
+    midpoint = names["Midpoint"](names["MidpointCfg"]())  # type: ignore[operator]
     noise = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def growth(x: torch.Tensor, t: torch.Tensor, dt: torch.Tensor, cond: object) -> torch.Tensor:
