@@ -21,8 +21,7 @@ from models.optim import build_optimizer, reseed
 from models.sharding import shard_parts
 from models.text import Condition, TextEncoder
 from models.vae import Posterior
-from samplers import build_sampler
-from samplers.base import Sampler
+from samplers import Sampler, When, build_sampler
 
 MAKE = "bash scripts/train_stage_2.sh"
 
@@ -75,9 +74,12 @@ class DiffusionModule(L.LightningModule):
                 posterior = self.autoencoder.posterior(batch["image"])
         return posterior.sample(torch.randn_like(posterior.mean))
 
+    def when(self) -> When:
+        return When(self.global_step, self.global_step / self.cfg.train.max_steps)
+
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
-        loss, parts = self.sampler.loss(self.net, x1, cond, teacher=self.teacher, step=self.global_step)
+        loss, parts = self.sampler.loss(self.net, x1, cond, teacher=self.teacher, when=self.when())
         self.log("loss", loss.detach(), prog_bar=True)
         if self.global_step % self.cfg.train.log_every == 0:
             self.log_dict({f"train/{name}": value for name, value in parts.items()})

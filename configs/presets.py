@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, Stage1Cfg
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource, MnistSource
-from configs.diffusion_cfg import EMACfg, ShortcutCfg, Stage2Cfg, TextCfg, UNetCfg
+from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg, UNetCfg
+from configs.sampler_cfg import ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 ANIMALS = DataCfg(EmbeddedSource("animals32"), image_size=32, augment=AugmentCfg(hflip=0.5))

@@ -4,20 +4,43 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
-from configs.diffusion_cfg import DDIMCfg, DDPMCfg, FlowCfg, SamplerCfg, ShortcutCfg
-from samplers.base import Sampler, Targets
+from configs.sampler_cfg import (
+    DDIMCfg,
+    DDPMCfg,
+    FlowCfg,
+    IMFCfg,
+    LagrangianCfg,
+    MeanFlowCfg,
+    SamplerCfg,
+    ShortcutCfg,
+    SoFlowCfg,
+    SplitCfg,
+)
+from samplers.base import Sampler, Targets, When
 from samplers.ddim import DDIM
 from samplers.ddpm import DDPM
 from samplers.flow import FlowMatching
 from samplers.guidance import Guided
+from samplers.lagrangian import Lagrangian
+from samplers.meanflow import IMF, MeanFlow
 from samplers.net import Cond, Net
 from samplers.shortcut import Shortcut
+from samplers.soflow import SoFlow
+from samplers.split import Split
 
-__all__ = ["SAMPLERS", "Cond", "Guided", "Net", "Sampler", "SamplerMismatch", "Targets", "build_sampler", "sampler_for"]
+__all__ = [
+    "SAMPLERS", "Cond", "Guided", "Net", "Sampler", "SamplerMismatch", "Targets", "When", "build_sampler",
+    "sampler_for",
+]
 
 SAMPLERS: dict[type[SamplerCfg], type[Sampler]] = {
     ShortcutCfg: Shortcut,
     FlowCfg: FlowMatching,
+    SplitCfg: Split,
+    SoFlowCfg: SoFlow,
+    MeanFlowCfg: MeanFlow,
+    IMFCfg: IMF,
+    LagrangianCfg: Lagrangian,
     DDPMCfg: DDPM,
     DDIMCfg: DDIM,
 }

@@ -5,7 +5,7 @@ the instantaneous velocity.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, ClassVar, TypeVar
@@ -13,12 +13,32 @@ from typing import Any, ClassVar, TypeVar
 import torch
 from torch import Tensor
 
-from configs.diffusion_cfg import SamplerCfg
+from configs.sampler_cfg import SamplerCfg
 from samplers.guidance import Guided
 from samplers.net import Net, Randn
 
 LOSS_OFFSET = 0.01  # keeps the adaptive weight of a perfect row finite (Geng et al. 2025)
 S = TypeVar("S", bound="Sampler")
+Measure = Callable[[Tensor, Tensor], Tensor]
+"""(answer, wanted), both [B,C,h,w] -> the error of each row [B]."""
+
+
+@dataclass(frozen=True)
+class When:
+    """Where the training stands."""
+
+    step: int = 0
+    """Number of the training step, the same on all ranks, for samplers that alternate between kinds of rows."""
+    progress: float = 1.0
+    """Share of the training that is done, for what changes in its course."""
+
+
+def mean_squared_error(answer: Tensor, wanted: Tensor) -> Tensor:
+    """[B,C,h,w] twice -> [B]."""
+    return (answer - wanted).square().flatten(1).mean(1)
+
+
+START = When()
 
 
 @dataclass(frozen=True)
@@ -32,6 +52,7 @@ class Targets:
     y: Tensor  # [B,C,h,w] what it should answer; carries no gradient
     weight: Tensor  # [B]
     parts: dict[str, slice]  # rows to report apart, such as "flow" and "consistency"
+    gain: Tensor | None = None  # [B] the adaptive weight sees the error as if the difference were this much larger
 
 
 class Sampler(ABC):
@@ -53,21 +74,25 @@ class Sampler(ABC):
         return cls(cfg)
 
     @abstractmethod
-    def draw(self, x1: Tensor, cond: Any, teacher: Net, step: int) -> Targets:
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
         """``targets`` after condition dropout; called without gradients."""
 
     @abstractmethod
     def step(self, net: Net, x: Tensor, t: float, s: float, cond: Any, randn: Randn) -> Tensor:
         """Move ``x`` [B,C,h,w] from time ``t`` to the later time ``s``."""
 
-    def targets(self, x1: Tensor, cond: Any, teacher: Net, step: int = 0) -> Targets:
+    def reading(self, net: Net) -> Net:
+        """The network as this sampler understands it; most take its answers as they are."""
+        return net
+
+    def targets(self, x1: Tensor, cond: Any, teacher: Net, when: When = START) -> Targets:
         """Draw what the network should answer for a batch of data.
 
         Args:
             x1: data [B,C,h,w].
             cond: B prompts (see ``net.Cond``).
             teacher: network in eval mode that gives self-consistency targets; most samplers ignore it.
-            step: number of the training step, the same on all ranks, for samplers that alternate between kinds of rows.
+            when: where the training stands.
         """
         # Prompts are dropped in all rows and before any teacher call. The published shortcut recipe drops them in the
         # flow rows only, which leaves u(x, t, dt > 0, nothing) untrained, and guidance reads just that.
@@ -75,31 +100,34 @@ class Sampler(ABC):
         if self.cfg.condition_drop > 0:
             cond = cond.drop(torch.rand(len(x1), device=x1.device) < self.cfg.condition_drop)
         with torch.no_grad():
-            return self.draw(x1, cond, teacher, step)
+            return self.draw(x1, cond, self.reading(teacher), when)
 
     def loss(
-        self, net: Net, x1: Tensor, cond: Any, *, teacher: Net, step: int = 0
+        self, net: Net, x1: Tensor, cond: Any, *, teacher: Net, when: When = START,
+        measure: Measure = mean_squared_error,
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Weighted mean squared error of one batch, from one call of ``net``.
+        """Weighted error of one batch, from one call of ``net``.
 
         Args:
             net: network to train.
             x1: data [B,C,h,w].
             cond: B prompts (see ``net.Cond``).
             teacher: see ``targets``; no gradient reaches it.
-            step: see ``targets``.
+            when: see ``targets``.
+            measure: what an error is; the mean of squares if nothing else is asked for.
 
         Returns:
-            The scalar loss, and the plain mean squared error of each part, detached.
+            The scalar loss, and the plain error of each part, detached.
         """
-        goal = self.targets(x1, cond, teacher, step)
-        answer = net(goal.x, goal.t, goal.dt, goal.cond)
+        goal = self.targets(x1, cond, teacher, when)
+        answer = self.reading(net)(goal.x, goal.t, goal.dt, goal.cond)
         wide = torch.promote_types(answer.dtype, torch.float32)
-        error = (answer.to(wide) - goal.y).square().flatten(1).mean(1)  # [B]
+        error = measure(answer.to(wide), goal.y)  # [B]
         plain = error.detach()
         weight = goal.weight
         if self.cfg.loss_power > 0:
-            weight = weight / (plain + LOSS_OFFSET) ** self.cfg.loss_power  # Geng et al. 2025, section 4.3
+            seen = plain if goal.gain is None else plain * goal.gain**2
+            weight = weight / (seen + LOSS_OFFSET) ** self.cfg.loss_power  # Geng et al. 2025, section 4.3
         return (weight * error).mean(), {name: plain[rows].mean() for name, rows in goal.parts.items()}
 
     def times(self, steps: int) -> Tensor:
@@ -165,7 +193,7 @@ class Sampler(ABC):
             raise ValueError(f"steps is {steps!r} and times is given too, but only one of them can decide the steps")
         regular = self.cfg.steps if steps is None else steps
         grid = (self.times(regular) if times is None else self.irregular(times)).tolist()
-        x = noise
+        x, net = noise, self.reading(net)
         for t, s in pairwise(grid):
             x = self.step(Guided(net, self.scale(guidance, t, s)), x, t, s, cond, randn).to(noise.dtype)
         return x

@@ -2,7 +2,7 @@
 
 from typing import ClassVar
 
-from configs.diffusion_cfg import DDIMCfg
+from configs.sampler_cfg import DDIMCfg
 from samplers.ddpm import DDPM
 
 

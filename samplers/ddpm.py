@@ -10,8 +10,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from configs.diffusion_cfg import DDPMCfg, SamplerCfg
-from samplers.base import Sampler, Targets
+from configs.sampler_cfg import DDPMCfg, SamplerCfg
+from samplers.base import Sampler, Targets, When
 from samplers.net import Net, Randn, filled, spread, time_dtype
 
 
@@ -32,7 +32,7 @@ class DDPM(Sampler):
         power = cumulative_signal(cfg)
         self.alpha, self.sigma = power.sqrt(), (1 - power).sqrt()  # float64 [T + 1]
 
-    def draw(self, x1: Tensor, cond: Any, teacher: Net, step: int) -> Targets:
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
         total = self.cfg.timesteps
         n = torch.randint(1, total + 1, (len(x1),), device=x1.device)
         row_alpha, row_sigma = (table.to(time_dtype(x1)).to(x1.device)[n] for table in (self.alpha, self.sigma))  # [B]

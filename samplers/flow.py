@@ -1,15 +1,29 @@
 """Flow matching on the straight path between noise and data (Lipman et al. 2023; Liu et al. 2023)."""
 
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import Tensor
 
-from configs.diffusion_cfg import FlowCfg, SamplerCfg, ShortcutCfg
-from samplers.base import Sampler, Targets
+from configs.sampler_cfg import FlowCfg, FlowMapCfg, SamplerCfg
+from samplers.base import Sampler, Targets, When
+from samplers.coupling import paired, plug_in_velocity
 from samplers.net import Net, Randn, filled, spread, time_dtype
 
 F = TypeVar("F", bound="FlowMatching")
+LEAST_REST = 1e-3  # of the path: keeps the velocity of a network that answers data finite at the very end
+LEAST_TRAINED_REST = 0.05  # the same for the loss, whose weight grows as 1/rest^2
+
+
+@dataclass(frozen=True)
+class VelocityFromData:
+    """A network that answers the data at the end of the path, read as a velocity: (answer - x)/(1 - t)."""
+
+    net: Net
+
+    def __call__(self, x: Tensor, t: Tensor, dt: Tensor, cond: Any) -> Tensor:  # x [B,C,h,w], t [B], dt [B]
+        return (self.net(x, t, dt, cond) - x) / spread((1 - t).clamp(min=LEAST_REST), x)
 
 
 class FlowMatching(Sampler):
@@ -28,25 +42,47 @@ class FlowMatching(Sampler):
     @classmethod
     def driving(cls: type[F], trained: SamplerCfg, cfg: SamplerCfg) -> F:
         sampler = super().driving(trained, cfg)
-        if isinstance(trained, ShortcutCfg):
+        if isinstance(trained, FlowMapCfg):
             sampler.velocity_guidance = trained.train_guidance
         return sampler
 
-    def draw(self, x1: Tensor, cond: Any, teacher: Net, step: int) -> Targets:
-        x_t, t, velocity = self.flow_rows(x1)
-        return Targets(x_t, t, torch.zeros_like(t), cond, velocity, torch.ones_like(t), {"flow": slice(0, len(x1))})
+    def reading(self, net: Net) -> Net:
+        return VelocityFromData(net) if self.cfg.prediction == "x" else net
 
-    def flow_rows(self, x1: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
+        x_t, t, velocity = self.flow_rows(x1, self.noise_for(x1, cond), cond)
+        dt, even = torch.zeros_like(t), torch.ones_like(t)
+        return self.capped(Targets(x_t, t, dt, cond, velocity, even, {"flow": slice(0, len(x1))}))
+
+    def noise_for(self, x1: Tensor, cond: Any) -> Tensor:
+        """Standard normal [B,C,h,w], one row for each mask."""
+        noise = torch.randn_like(x1)
+        if self.cfg.pairing == "none":
+            return noise
+        return paired(noise, x1, cond.same() if self.cfg.pairing == "prompt" else None)
+
+    def flow_rows(self, x1: Tensor, noise: Tensor, cond: Any) -> tuple[Tensor, Tensor, Tensor]:
         """Points on the path, their times and their velocities: [B,C,h,w], [B], [B,C,h,w]."""
         t = self.flow_times(torch.empty(len(x1), dtype=time_dtype(x1), device=x1.device))
-        noise = torch.randn_like(x1)
-        return interpolate(noise, x1, t), t, x1 - noise
+        x_t, velocity = interpolate(noise, x1, t), x1 - noise
+        if self.cfg.plug_in > 0:
+            chosen = spread((torch.rand_like(t) < self.cfg.plug_in).to(t.dtype), x1)  # [B,1,1,1]
+            velocity = torch.lerp(velocity, plug_in_velocity(x_t, t, x1, cond.same()), chosen)
+        return x_t, t, velocity
 
     def flow_times(self, like: Tensor) -> Tensor:
         """Training times [B]: logit-normal (Esser et al. 2024, eq. 19), or uniform where ``time_std`` is 0."""
         if self.cfg.time_std == 0:
             return torch.rand_like(like)
         return (self.cfg.time_mean + self.cfg.time_std * torch.randn_like(like)).sigmoid()
+
+    def capped(self, goal: Targets) -> Targets:
+        """The same rows; errors of the data count at most 1/LEAST_TRAINED_REST^2 as errors of the velocity."""
+        if self.cfg.prediction == "v":
+            return goal
+        rest = (1 - goal.t).clamp(min=LEAST_REST)
+        cap = rest / rest.clamp(min=LEAST_TRAINED_REST)
+        return replace(goal, weight=goal.weight * cap**2, gain=cap if goal.gain is None else goal.gain * cap)
 
     def query(self, step: float) -> float:
         """The ``dt`` that stands for a step of this length."""

@@ -29,28 +29,39 @@ class Guided:
             return self.net(x, t, dt, cond)
         if not isinstance(self.scale, Tensor) and self.scale == 0:
             return self.net(x, t, dt, cond.drop(all_rows(x)))
+        return mix(*self.halves(x, t, dt, cond), self.scale)
+
+    def halves(self, x: Tensor, t: Tensor, dt: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
+        """Answers with and without the prompt: [B,C,h,w] twice."""
         second_half = torch.arange(2 * len(x), device=x.device) >= len(x)
         both = cond.repeat(2).drop(second_half)
         u_cond, u_null = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([dt, dt]), both).chunk(2)
-        return mix(u_cond, u_null, self.scale)
+        return u_cond, u_null
 
 
 @dataclass(frozen=True)
-class TailGuided:
-    """A network that guides only the last ``rows`` rows of its batch, still in one call of ``B + rows`` rows."""
+class RowGuided:
+    """A network that guides only the rows ``rows`` [R] of its batch, still in one call of ``B + R`` rows.
+
+    A scale per row [B] is also the guidance that the prompts carry as an input; guided rows are asked without it.
+    """
 
     net: Net
-    scale: float
-    rows: int
+    scale: float | Tensor
+    rows: Tensor
 
     def __call__(self, x: Tensor, t: Tensor, dt: Tensor, cond: Any) -> Tensor:  # x [B,C,h,w], t [B], dt [B]
-        if self.rows == 0 or self.scale == 1:
+        rows, per_row = self.rows, isinstance(self.scale, Tensor)
+        if len(rows) == 0 or (not per_row and self.scale == 1):
             return self.net(x, t, dt, cond)
-        tail = slice(len(x) - self.rows, len(x))
-        null = cond[tail].drop(all_rows(x[tail]))
-        u = self.net(torch.cat([x, x[tail]]), torch.cat([t, t[tail]]), torch.cat([dt, dt[tail]]), cond.concat(null))
-        plain, u_cond, u_null = u.split([len(x) - self.rows, self.rows, self.rows])
-        return torch.cat([plain, mix(u_cond, u_null, self.scale)])
+        scale = self.scale
+        if isinstance(scale, Tensor):
+            cond = cond.guided(scale.index_fill(0, rows, 1.0))
+            scale = scale[rows]
+        null = cond[rows].drop(all_rows(x[rows]))
+        u = self.net(torch.cat([x, x[rows]]), torch.cat([t, t[rows]]), torch.cat([dt, dt[rows]]), cond.concat(null))
+        u, u_null = u[: len(x)], u[len(x) :]
+        return u.index_copy(0, rows, mix(u[rows], u_null, scale))
 
 
 def mix(u_cond: Tensor, u_null: Tensor, scale: float | Tensor) -> Tensor:

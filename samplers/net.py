@@ -33,6 +33,14 @@ class Cond(Protocol):
 
     def concat(self: C, other: C) -> C: ...
 
+    def guided(self: C, scale: float | Tensor) -> C:
+        """Ask for this guidance, one number or one per row [B], of networks that take it as an input."""
+        ...
+
+    def same(self) -> Tensor:
+        """[B,B] bool: whether two rows have the same prompt."""
+        ...
+
 
 def spread(value: Tensor, x: Tensor) -> Tensor:
     """[B] -> [B,1,1,1], in the dtype and on the device of ``x`` [B,C,h,w]."""

@@ -11,8 +11,9 @@ from dataclasses import replace
 
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import parse_preset
-from configs.diffusion_cfg import FlowCfg, SamplerCfg, ShortcutCfg, Stage2Cfg
+from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import STAGE_1, STAGE_2
+from configs.sampler_cfg import FlowCfg, SamplerCfg, ShortcutCfg
 
 REPEATS = 15
 
@@ -34,7 +35,7 @@ def step_times(cfg: Stage2Cfg, stage_1: Stage1Cfg, samplers: dict[str, SamplerCf
     from models.ema import ema_update_
     from models.hardware import bf16_is_fast
     from models.optim import build_optimizer
-    from samplers import build_sampler
+    from samplers import When, build_sampler
 
     torch.manual_seed(0)
     module = DiffusionModule(cfg, AutoencoderModule(stage_1)).train()
@@ -49,7 +50,7 @@ def step_times(cfg: Stage2Cfg, stage_1: Stage1Cfg, samplers: dict[str, SamplerCf
         built, began = build_sampler(sampler), time.perf_counter()
         for number in range(4):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss, _ = built.loss(module.net, x1, cond, teacher=module.teacher, step=number)
+                loss, _ = built.loss(module.net, x1, cond, teacher=module.teacher, when=When(number))
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0, foreach=True)
             optimizer.step()

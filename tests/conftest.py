@@ -8,7 +8,8 @@ import torch
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import AutoencoderCfg, Stage1Cfg
 from configs.data_cfg import DataCfg, EmbeddedSource
-from configs.diffusion_cfg import ShortcutCfg, Stage2Cfg, TextCfg, UNetCfg
+from configs.diffusion_cfg import Stage2Cfg, TextCfg, UNetCfg
+from configs.sampler_cfg import ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 from diffusion import DiffusionModule
 

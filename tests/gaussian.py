@@ -4,6 +4,7 @@ The mean of each row is its prompt; a dropped prompt means 0. Everything is floa
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,18 +19,31 @@ class Prompt:
     """A condition: one number per row."""
 
     mean: Tensor  # [B]
+    scale: Tensor | None = None  # [B] guidance as an input
 
     def drop(self, rows: Tensor) -> "Prompt":
-        return Prompt(torch.where(rows, torch.zeros_like(self.mean), self.mean))
+        return replace(self, mean=torch.where(rows, torch.zeros_like(self.mean), self.mean))
 
     def repeat(self, n: int) -> "Prompt":
-        return Prompt(self.mean.repeat(n))
+        return self.map(lambda value: value.repeat(n))
 
     def __getitem__(self, rows: slice | Tensor) -> "Prompt":
-        return Prompt(self.mean[rows])
+        return self.map(lambda value: value[rows])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Prompt":
+        return Prompt(change(self.mean), None if self.scale is None else change(self.scale))
+
+    def guided(self, scale: "float | Tensor") -> "Prompt":
+        return replace(self, scale=torch.as_tensor(scale, dtype=self.mean.dtype).expand(len(self.mean)))
+
+    def same(self) -> Tensor:
+        return self.mean[:, None] == self.mean[None, :]
 
     def concat(self, other: "Prompt") -> "Prompt":
-        return Prompt(torch.cat([self.mean, other.mean]))
+        both = self.scale, other.scale
+        scales = [torch.ones_like(self.mean) if both[0] is None else both[0]]
+        scales += [torch.ones_like(other.mean) if both[1] is None else both[1]]
+        return Prompt(torch.cat([self.mean, other.mean]), None if both == (None, None) else torch.cat(scales))
 
 
 def prompts(*means: float) -> Prompt:
@@ -63,7 +77,8 @@ class FlowMap:
 
     def __call__(self, x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
         t, dt, mean = column(t), column(dt), column(cond.mean)
-        mean = torch.where(dt > 0, self.held * mean, mean)
+        held = self.held if cond.scale is None else column(cond.scale)
+        mean = torch.where(dt > 0, held * mean, mean)
         dt = torch.where(dt == 0, self.instant, dt)
         jump = (self.transport(x, t, t + dt, mean) - x) / torch.where(dt == 0, 1.0, dt)
         return torch.where(dt == 0, self.velocity(x, t, mean), jump)

@@ -10,8 +10,9 @@ from configs.autoencoder_cfg import AutoencoderCfg, Stage1Cfg, VarianceExpansion
 from configs.checks import ConfigError
 from configs.cli import differences, from_dict, parse_preset, to_dict
 from configs.data_cfg import DataCfg, FolderSource
-from configs.diffusion_cfg import DDIMCfg, DDPMCfg, FlowCfg, ShortcutCfg, Stage2Cfg, UNetCfg
+from configs.diffusion_cfg import Stage2Cfg, UNetCfg
 from configs.presets import STAGE_1, STAGE_2
+from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 

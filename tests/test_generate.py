@@ -21,8 +21,8 @@ from torch import Tensor, nn
 
 from configs.checks import ConfigError
 from configs.data_cfg import DataCfg, FolderSource
-from configs.diffusion_cfg import DDPMCfg, ShortcutCfg
 from configs.generate_cfg import GenerateCfg
+from configs.sampler_cfg import DDPMCfg, ShortcutCfg
 from data.folder import load_folder
 from samplers import SamplerMismatch
 from scripts.generate_masks import generate_to_folder, main, output_folder, read_prompts, slug, unique_slugs

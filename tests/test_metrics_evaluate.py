@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.checks import ConfigError
-from configs.diffusion_cfg import ShortcutCfg, Stage2Cfg
+from configs.diffusion_cfg import Stage2Cfg
 from configs.evaluate_cfg import EvaluateCfg
+from configs.sampler_cfg import ShortcutCfg
 from data.masks import MaskSet
 from metrics.report import as_table, summary
 from scripts.evaluate import evaluate, prompts_like, reals_like

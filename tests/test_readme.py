@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 
 from configs.cli import parse, parse_preset
-from configs.diffusion_cfg import FlowCfg
 from configs.evaluate_cfg import EvaluateCfg
 from configs.generate_cfg import GenerateCfg
 from configs.presets import STAGE_1, STAGE_2
+from configs.sampler_cfg import FlowCfg
 from samplers import FlowMatching
 
 ROOT = Path(__file__).parents[1]

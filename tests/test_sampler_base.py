@@ -9,10 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from configs.diffusion_cfg import DDIMCfg, DDPMCfg, FlowCfg, SamplerCfg, ShortcutCfg
+from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, SamplerCfg, ShortcutCfg
 from samplers import SAMPLERS, Guided, Sampler, SamplerMismatch, build_sampler, sampler_for
 from samplers.flow import FlowMatching
-from samplers.guidance import TailGuided
+from samplers.guidance import RowGuided
 from samplers.shortcut import Shortcut
 from tests.gaussian import Prompt, column, exact_net, prompts, toy_net
 
@@ -140,7 +140,8 @@ def test_loss_is_the_weighted_mean_of_row_errors(cfg_type: type[SamplerCfg], bat
     goal = sampler.targets(x1, cond, toy_net)
     base = toy_net(goal.x, goal.t, goal.dt, goal.cond)
     error = ((0.8 * base - goal.y) ** 2).mean((1, 2, 3))
-    weight = goal.weight / (error + 0.01) ** power
+    gain = 1 if goal.gain is None else goal.gain
+    weight = goal.weight / (error * gain**2 + 0.01) ** power
     torch.testing.assert_close(loss, (weight * error).mean())
     torch.testing.assert_close(slope, (weight * (2 * (0.8 * base - goal.y) * base).mean((1, 2, 3))).mean())
     assert parts.keys() == goal.parts.keys()
@@ -265,14 +266,18 @@ def test_guidance_may_differ_by_row() -> None:
         torch.testing.assert_close(mixed[i], alone[i])
 
 
-@pytest.mark.parametrize("rows", [0, 2, 5])
-def test_tail_guidance_leaves_the_other_rows_alone(rows: int) -> None:
+@pytest.mark.parametrize("per_row", [False, True])
+@pytest.mark.parametrize("rows", [[], [3, 1], [0, 1, 2, 3, 4]])
+def test_row_guidance_leaves_the_other_rows_alone(rows: list[int], per_row: bool) -> None:
     u_cond, u_null = both_answers(5)
     net = Recorder()
-    answer = TailGuided(net, 2.5, rows)(*question(5))
-    guided = torch.arange(5) >= 5 - rows
-    torch.testing.assert_close(answer, torch.where(column(guided) > 0, u_null + 2.5 * (u_cond - u_null), u_cond))
-    assert [len(call[0]) for call in net.calls] == [5 + rows]
+    scale = torch.tensor([2.0, 0.5, 3.0, 1.5, 1.0], dtype=torch.float64) if per_row else 2.5
+    answer = RowGuided(net, scale, torch.tensor(rows, dtype=torch.long))(*question(5))
+    chosen = torch.zeros(5, dtype=torch.bool)
+    chosen[rows] = True
+    factor = column(torch.as_tensor(scale).expand(5))
+    torch.testing.assert_close(answer, torch.where(column(chosen) > 0, u_null + factor * (u_cond - u_null), u_cond))
+    assert [len(call[0]) for call in net.calls] == [5 + len(rows)]
 
 
 # Which sampler drives which network
@@ -342,7 +347,7 @@ def test_a_sampler_that_the_network_cannot_answer_is_refused_in_one_sentence(
 
 
 def test_unknown_names_and_settings_fixed_by_training_are_refused() -> None:
-    with pytest.raises(ValueError, match="sampler is 'euler', but it must be one of ddim, ddpm, flow, shortcut"):
+    with pytest.raises(ValueError, match="sampler is 'euler', but it must be one of ddim, ddpm, flow, imf, "):
         sampler_for(FlowCfg(), "euler")
     with pytest.raises(ValueError, match="schedule cannot be chosen for ddim after training; only eta, steps can"):
         sampler_for(DDPMCfg(), "ddim", schedule="linear")

@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DDPMScheduler
 from torch import Tensor
 
 from configs.checks import ConfigError
-from configs.diffusion_cfg import DDIMCfg, DDPMCfg
+from configs.sampler_cfg import DDIMCfg, DDPMCfg
 from samplers.ddim import DDIM
 from samplers.ddpm import DDPM
 from tests.gaussian import Denoiser, Prompt, column, prompts, toy_net

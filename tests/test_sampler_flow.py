@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from configs.checks import ConfigError
-from configs.diffusion_cfg import FlowCfg, ShortcutCfg
-from samplers import Targets, build_sampler
+from configs.sampler_cfg import FlowCfg, ShortcutCfg
+from samplers import Targets, When, build_sampler
 from samplers.flow import FlowMatching
 from samplers.shortcut import Shortcut
 from tests.gaussian import FlowMap, Prompt, column, flow_floor, ladder_net, prompts, toy_net
@@ -212,7 +212,7 @@ def test_continuous_draw_has_its_one_step_atom_and_uniform_remainder() -> None:
     ones = 0
     uniform = []
     for _ in range(draws):
-        t, dt, parts = Shortcut(CONTINUUM).continuum(rows)
+        t, dt, parts = Shortcut(CONTINUUM).lengths(rows, When())
         atom = parts["consistency_d1"]
         assert (dt[atom] == 1).all()
         assert not t[atom].any()
@@ -220,7 +220,7 @@ def test_continuous_draw_has_its_one_step_atom_and_uniform_remainder() -> None:
         uniform.append((dt / (1 - t))[atom.stop :])
     mean = CONTINUUM.one_step_atom * rows  # 1.35: 1 row and a Bernoulli(0.35) one
     assert ones / draws == pytest.approx(mean, abs=5 * math.sqrt(0.35 * 0.65 / draws))
-    assert "consistency_d1" not in Shortcut(CONTINUUM).continuum(3)[2]
+    assert "consistency_d1" not in Shortcut(CONTINUUM).lengths(3, When())[2]
     share = torch.cat(uniform)
     assert share.mean().item() == pytest.approx(0.5, abs=5 * math.sqrt(1 / 12 / len(share)))
 
@@ -235,7 +235,7 @@ def test_loss_weighs_consistency_by_its_share_in_any_batch(batch: int, every: in
     sampler = Shortcut(ShortcutCfg(grid=32, share=0.2, every=every, consistency_weight=1.5))
     totals = {"consistency": 0.0, "flow": 0.0}
     for step in range(every):
-        goal = sampler.targets(*data(batch), FlowMap(S), step)
+        goal = sampler.targets(*data(batch), FlowMap(S), When(step))
         for part in totals.keys() & goal.parts.keys():
             totals[part] += goal.weight[goal.parts[part]].sum().item() / len(goal.x) / every
         assert ("consistency" in goal.parts) == (step == 0)

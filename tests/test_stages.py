@@ -11,7 +11,7 @@ from torch import Tensor
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, VarianceExpansionCfg
-from configs.diffusion_cfg import DDPMCfg, FlowCfg, ShortcutCfg
+from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
 from data.datasets import to_tensor
 from data.embedded import load
 from diffusion import DiffusionModule

@@ -1,0 +1,166 @@
+"""Objectives whose network answers the average velocity over any step: rows, guidance, and the two-part target."""
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from configs.sampler_cfg import FlowMapCfg
+from samplers.base import START, Targets, When
+from samplers.flow import FlowMatching, interpolate
+from samplers.guidance import Guided, RowGuided, mix
+from samplers.net import Net, spread, time_dtype
+
+SHORTEST_LOG_JUMP = 1 / 64
+
+
+@dataclass(frozen=True)
+class Jumps:
+    """Rows that learn self-consistency: what the average velocity from ``x_t`` over ``dt`` is asked for."""
+
+    x_t: Tensor  # [B,C,h,w]
+    t: Tensor  # [B] float64 on the CPU, where steps that stand for the velocity are found without waiting for a device
+    dt: Tensor  # [B] likewise; t + dt <= 1
+    velocity: Tensor  # [B,C,h,w] x1 - noise
+    cond: Any  # B rows; carries the guidance where that is an input
+    guidance: float | Tensor  # of the targets: one number, or one per row [B]
+
+
+class FlowMap(FlowMatching):
+    """Flow rows learn the velocity at ``dt = 0``; consistency rows learn ``average_velocity`` over ``dt > 0``.
+
+    Rows at dt = 0 never hold guidance; rows at dt > 0 inherit the guidance with which targets ask for the velocity.
+    """
+
+    answers: ClassVar[str] = "the average velocity over any step dt on the straight path x_t = (1 - t) noise + t mask"
+    cfg: FlowMapCfg
+
+    def __init__(self, cfg: FlowMapCfg) -> None:
+        super().__init__(cfg)
+        self.velocity_guidance = cfg.train_guidance
+
+    @abstractmethod
+    def average_velocity(self, jumps: Jumps, teacher: Net, when: When) -> Tensor:
+        """The target of each row: [B,C,h,w]."""
+
+    def gain(self, jumps: Jumps, when: When) -> float:
+        """By how much the loss magnifies the difference from the target; 1 for most."""
+        return 1.0
+
+    def query(self, step: float) -> float:
+        return step
+
+    def targets(self, x1: Tensor, cond: Any, teacher: Net, when: When = START) -> Targets:
+        if len(x1) == 1:  # one row serves both ends, since either alone would never train the other
+            x1, cond = x1.repeat(2, *[1] * (x1.ndim - 1)), cond.repeat(2)
+        return super().targets(x1, cond, teacher, when)
+
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
+        # Small teacher batches cost nearly as much as larger ones, so the rows of ``every`` steps are drawn at once.
+        if when.step % self.cfg.every:
+            return super().draw(x1, cond, teacher, when)
+        batch, share = len(x1), self.cfg.share * self.cfg.every
+        rows = min(max(1, round(share * batch)), batch - 1)
+        noise = self.noise_for(x1, cond)
+        jumps, parts = self.jumps(x1[:rows], noise[:rows], cond[:rows], when)
+        u, gain = self.average_velocity(jumps, teacher, when), self.gain(jumps, when)
+        x_flow, t_flow, velocity = self.flow_rows(x1[rows:], noise[rows:], cond[rows:])
+        t, dt = (value.to(t_flow.dtype).to(x1.device) for value in (jumps.t, jumps.dt))
+        # Whatever the rounding of ``rows``, this loss is share * mean(consistency) + (1 - share) * mean(flow).
+        on_consistency = self.cfg.consistency_weight * gain * share * batch / rows
+        on_flow = (1 - share) * batch / (batch - rows)
+        return self.capped(Targets(
+            x=torch.cat([jumps.x_t, x_flow]),
+            t=torch.cat([t, t_flow]),
+            dt=torch.cat([dt, torch.zeros_like(t_flow)]),
+            cond=cond if self.cfg.most_guidance == 0 else jumps.cond.concat(cond[rows:].guided(1.0)),
+            y=torch.cat([u.to(x1.dtype), velocity]),
+            weight=torch.cat([torch.full_like(t, on_consistency), torch.full_like(t_flow, on_flow)]),
+            parts={**parts, "flow": slice(rows, batch)},
+            gain=None if gain == 1 else torch.cat([torch.full_like(t, gain), torch.ones_like(t_flow)]),
+        ))
+
+    def jumps(self, x1: Tensor, noise: Tensor, cond: Any, when: When) -> tuple[Jumps, dict[str, slice]]:
+        """Consistency rows, and the rows of each step length that are reported apart."""
+        t, dt, parts = self.lengths(len(x1), when)
+        guidance: float | Tensor = self.cfg.train_guidance
+        if self.cfg.most_guidance > 0:
+            guidance = 1 + (self.cfg.most_guidance - 1) * torch.rand(len(x1), dtype=time_dtype(x1), device=x1.device)
+            cond = cond.guided(guidance)
+        x_t = interpolate(noise, x1, t.to(time_dtype(x1)).to(x1.device))
+        return Jumps(x_t, t, dt, x1 - noise, cond, guidance), parts
+
+    def lengths(self, rows: int, when: When) -> tuple[Tensor, Tensor, dict[str, slice]]:
+        """Times and steps: float64 [rows] on the CPU.
+
+        Without an atom the one-step query (0, 1) would be a corner that no draw ever hits.
+        """
+        wanted = self.cfg.one_step_atom * rows
+        ones = math.floor(wanted + float(torch.rand(())))  # right on average in any batch
+        rest = rows - ones
+        if self.cfg.jumps == "two-times":
+            pair = self.flow_times(torch.empty(2, rest, dtype=torch.float64)).sort(0).values
+            t, dt = pair[0], pair[1] - pair[0]
+        elif self.cfg.jumps == "log":
+            dt = SHORTEST_LOG_JUMP ** torch.rand(rest, dtype=torch.float64)
+            t = torch.rand_like(dt) * (1 - dt)
+        else:
+            t = torch.rand(rest, dtype=torch.float64)
+            dt = torch.rand_like(t) * (1 - t)
+        reach = self.reach(when)
+        t, dt = torch.cat([t.new_zeros(ones), t]), reach * torch.cat([t.new_ones(ones), dt])
+        parts = {"consistency": slice(0, rows)}
+        if wanted >= 1:
+            parts["consistency_d1"] = slice(0, ones)
+        return t, dt, parts
+
+    def reach(self, when: When) -> float:
+        """Longest step so far, above 0 and at most 1: it grows over the curriculum's share of the training."""
+        if self.cfg.curriculum == 0:
+            return 1.0
+        return min(1.0, max(when.progress / self.cfg.curriculum, SHORTEST_LOG_JUMP))
+
+    def ask(self, teacher: Net, x: Tensor, t: Tensor, dt: Tensor, jumps: Jumps) -> Tensor:
+        """The teacher's answers [B,C,h,w] for ``t`` and ``dt`` (float64 [B] on the CPU), guided where dt is 0."""
+        velocities = (dt == 0).nonzero().flatten()
+        t, dt = (value.to(time_dtype(x)).to(x.device) for value in (t, dt))
+        guided = RowGuided(teacher, jumps.guidance, velocities.to(x.device))
+        return guided(x, t, dt, jumps.cond).to(x.dtype)
+
+    def guided_velocity(self, teacher: Net, jumps: Jumps, data: float) -> Tensor:
+        """Velocity [B,C,h,w] at ``x_t`` with the guidance of the targets; ``data`` of it is x1 - noise itself.
+
+        Its mean over the data is the guided velocity for any ``data``; SoFlow (2512.15657) mixes both for less noise.
+        """
+        x, guidance = jumps.x_t, jumps.guidance
+        if data == 1 and not isinstance(guidance, Tensor) and guidance == 1:
+            return jumps.velocity
+        t = jumps.t.to(time_dtype(x)).to(x.device)
+        dt = torch.zeros_like(t)
+        if isinstance(guidance, Tensor) or guidance != 1:
+            cond = jumps.cond.guided(1.0) if isinstance(guidance, Tensor) else jumps.cond
+            u_cond, u_null = Guided(teacher, guidance).halves(x, t, dt, cond)
+            held = mix(u_cond, u_null, guidance)
+        else:
+            held = u_cond = teacher(x, t, dt, jumps.cond)
+        return (held + data * (jumps.velocity - u_cond)).to(x.dtype)
+
+
+def two_part(x_t: Tensor, dt: Tensor, part: Tensor, first: Tensor, second: Callable[[Tensor], Tensor]) -> Tensor:
+    """Average velocity over ``dt`` [B] from two parts of it: [B,C,h,w].
+
+    Args:
+        x_t: where the step starts [B,C,h,w].
+        dt: length of the whole step [B].
+        part: share of the step that the first part takes [B].
+        first: average velocity of the first part [B,C,h,w].
+        second: from where the first part ends [B,C,h,w], the average velocity of the second part.
+
+    Shortcut, SplitMeanFlow, SoFlow and alpha-Flow differ only in ``part`` and ``first`` (2510.20771, section 4).
+    """
+    near = spread(part, x_t)
+    return near * first + (1 - near) * second(x_t + spread(part * dt, x_t) * first)

@@ -1,0 +1,336 @@
+"""Every objective for average velocities against the flow map of a Gaussian, and what they share."""
+
+import itertools
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from configs.checks import ConfigError
+from configs.sampler_cfg import (
+    FlowCfg,
+    FlowMapCfg,
+    IMFCfg,
+    LagrangianCfg,
+    MeanFlowCfg,
+    ShortcutCfg,
+    SoFlowCfg,
+    SplitCfg,
+)
+from samplers import SAMPLERS, When, build_sampler
+from samplers import flow_map as fm
+from samplers.base import START
+from samplers.coupling import paired, plug_in_velocity
+from samplers.flow import FlowMatching, VelocityFromData
+from tests.gaussian import FlowMap, Prompt, column, prompts, toy_net
+
+S = 0.6
+FINE = 10**9  # no step counts as instantaneous
+EXACT = {  # settings under which the exact flow map must reproduce itself, and to what
+    "shortcut": (ShortcutCfg(continuous=True, grid=2**30), 1e-6),
+    "split": (SplitCfg(grid=FINE), 1e-6),
+    "meanflow": (MeanFlowCfg(probe=1e-6), 1e-5),
+    "imf": (IMFCfg(probe=1e-6), 1e-5),
+    "lagrangian": (LagrangianCfg(probe=1e-6), 1e-5),
+    "soflow": (SoFlowCfg(first_part=1e-5, last_part=1e-5), 2e-5),
+}
+objective = pytest.mark.parametrize("name", EXACT)
+FLOW_MAPS = [cfg_type for cfg_type in SAMPLERS if issubclass(cfg_type, FlowMapCfg)]
+
+
+def noise(rows: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, 1, 2, 2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def drawn(cfg: FlowMapCfg, rows: int = 400, when: When = START) -> tuple[fm.FlowMap, fm.Jumps]:
+    """Rows of the objective whose velocity is the exact one instead of a single mask's."""
+    torch.manual_seed(0)
+    sampler = build_sampler(cfg)
+    assert isinstance(sampler, fm.FlowMap)
+    mean = torch.linspace(-1, 1, rows, dtype=torch.float64)
+    jumps, _ = sampler.jumps(column(mean) + S * noise(rows, 1), noise(rows), Prompt(mean), when)
+    return sampler, replace(jumps, velocity=FlowMap(S).velocity(jumps.x_t, column(jumps.t), column(mean)))
+
+
+def truth(jumps: fm.Jumps, guidance: float | Tensor = 1.0) -> Tensor:
+    mean = column(jumps.cond.mean * guidance)
+    t, dt = column(jumps.t), column(jumps.dt)
+    return (FlowMap(S).transport(jumps.x_t, t, t + dt, mean) - jumps.x_t) / dt
+
+
+def close(actual: Tensor, expected: Tensor, atol: float) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def test_every_objective_for_average_velocities_is_tried_here() -> None:
+    assert {SAMPLERS[cfg_type].name for cfg_type in FLOW_MAPS} == set(EXACT)
+
+
+@objective
+def test_the_exact_flow_map_is_the_fixed_point(name: str) -> None:
+    cfg, atol = EXACT[name]
+    sampler, jumps = drawn(cfg)
+    close(sampler.average_velocity(jumps, FlowMap(S), When()), truth(jumps), atol)
+
+
+@objective
+def test_a_wrong_network_is_no_fixed_point(name: str) -> None:
+    sampler, jumps = drawn(EXACT[name][0])
+
+    def wrong(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:  # right at dt = 0 only
+        return FlowMap(S)(x, t, dt, cond) + column(dt)
+
+    answer = wrong(jumps.x_t, jumps.t, jumps.dt, jumps.cond)
+    target = sampler.average_velocity(jumps, wrong, When())
+    long = jumps.dt > 0.3
+    assert ((answer - target).abs()[long] > 1e-6).all()
+    if name != "lagrangian":  # its target is wrong by the derivative of the error, which cancels the error here
+        assert (answer - target)[long].abs().mean() > 1e-6
+
+
+@objective
+def test_long_steps_inherit_the_guidance_of_the_velocity(name: str) -> None:
+    cfg, atol = EXACT[name]
+    sampler, jumps = drawn(replace(cfg, train_guidance=2.5))
+    target = sampler.average_velocity(jumps, FlowMap(S, held=2.5), When())
+    close(target, truth(jumps, 2.5), 3 * atol)
+
+
+@objective
+def test_guidance_as_an_input_is_held_row_by_row(name: str) -> None:
+    cfg, atol = EXACT[name]
+    sampler, jumps = drawn(replace(cfg, train_guidance=2.0, most_guidance=4.0))
+    scale = jumps.guidance
+    assert isinstance(scale, Tensor)
+    assert 1 <= scale.min() < 1.1
+    assert 3.9 < scale.max() <= 4
+    assert torch.equal(jumps.cond.scale, scale)
+    close(sampler.average_velocity(jumps, FlowMap(S), When()), truth(jumps, scale), 4 * atol)
+
+
+@pytest.mark.parametrize("name", ["shortcut", "soflow"])
+def test_flow_rows_are_asked_without_guidance_where_it_is_an_input(name: str) -> None:
+    sampler = build_sampler(replace(EXACT[name][0], train_guidance=2.0, most_guidance=4.0, condition_drop=0.0))
+    goal = sampler.targets(noise(64), Prompt(torch.ones(64, dtype=torch.float64)), FlowMap(S))
+    assert (goal.cond.scale[goal.parts["flow"]] == 1).all()
+    assert (goal.cond.scale[goal.parts["consistency"]] != 1).all()
+    assert len(goal.cond.mean) == len(goal.x)
+
+
+@pytest.mark.parametrize("cfg_type", [MeanFlowCfg, IMFCfg, LagrangianCfg])
+def test_probing_twice_as_close_divides_the_bias_by_four(cfg_type: Any) -> None:
+    errors = []
+    for probe in (0.04, 0.02):
+        sampler, jumps = drawn(cfg_type(probe=probe, one_step_atom=0.0))
+        inner = (jumps.t > 0.04) & (jumps.dt > 0.08) & (jumps.t + jumps.dt < 0.96)  # probes on both sides
+        error = sampler.average_velocity(jumps, FlowMap(S), When()) - truth(jumps)
+        errors.append(error[inner].square().mean().sqrt())
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
+
+
+def test_halving_soflows_first_part_halves_the_bias_that_its_loss_divides_by_it() -> None:
+    errors = []
+    for part in (0.02, 0.01):
+        sampler, jumps = drawn(SoFlowCfg(first_part=part, last_part=part))
+        bias = (sampler.average_velocity(jumps, FlowMap(S), When()) - truth(jumps)) * sampler.gain(jumps, When())
+        errors.append(bias.square().mean().sqrt())
+    assert errors[0] / errors[1] == pytest.approx(2, rel=0.05)
+
+
+@pytest.mark.parametrize("data", [0.0, 0.25, 1.0])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_first_parts_velocity_has_the_guided_mean_whatever_the_datas_share(data: float, guidance: float) -> None:
+    sampler, jumps = drawn(SoFlowCfg(train_guidance=guidance))
+    mean = column(guidance * jumps.cond.mean)
+    expected = FlowMap(S).velocity(jumps.x_t, column(jumps.t), mean)
+    close(sampler.guided_velocity(FlowMap(S), jumps, data), expected, 1e-9)
+    moved = replace(jumps, velocity=jumps.velocity + 1)
+    close(sampler.guided_velocity(FlowMap(S), moved, data), expected + data, 1e-9)
+
+
+@pytest.mark.parametrize("progress", [0.0, 0.3, 1.0])
+def test_soflows_first_part_shrinks_and_its_loss_divides_it_out(progress: float) -> None:
+    when = When(0, progress)
+    cfg = SoFlowCfg(first_part=0.1, last_part=0.001, loss_power=0.5)
+    sampler = build_sampler(cfg)
+    share = 0.1 * 0.01**progress
+    x1, cond = noise(64), Prompt(torch.linspace(-1, 1, 64, dtype=torch.float64))
+    goal = sampler.targets(x1, cond, toy_net, when)
+    rows = goal.parts["consistency"]
+    assert goal.gain is not None
+    torch.testing.assert_close(goal.gain[rows], torch.full_like(goal.gain[rows], 1 / share))
+    assert (goal.gain[goal.parts["flow"]] == 1).all()
+    assert len(set(goal.weight[rows].tolist())) == 1
+    # far from the target, weight * error = (error / share) / (error / share^2)^(1/2) = error^(1/2), whatever the share
+    error = torch.tensor(1e6, dtype=torch.float64)
+    value = goal.weight[rows][0] * error / (error / share**2 + 0.01) ** 0.5
+    torch.testing.assert_close(value, error.sqrt() * 0.25 * 64 / (rows.stop - rows.start), rtol=1e-6, atol=0)
+
+
+def test_alpha_flows_first_part_falls_from_the_whole_step_as_a_sigmoid() -> None:
+    shares = []
+    for progress in (0.0, 0.5, 1.0):
+        sampler, jumps = drawn(SoFlowCfg(schedule="sigmoid", last_part=0.005), when=When(0, progress))
+        seen: list[Tensor] = []
+
+        def teacher(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt, seen: list[Tensor] = seen) -> Tensor:
+            seen.append(dt)
+            return torch.zeros_like(x)
+
+        sampler.average_velocity(jumps, teacher, When(0, progress))
+        shares.append(1 - (seen[-1] / jumps.dt).mean().item())
+    assert shares == pytest.approx([1, 0.5, 0.005], abs=1e-4)
+
+
+# Lengths of steps
+
+
+@pytest.mark.parametrize("cfg_type", FLOW_MAPS)
+@pytest.mark.parametrize("jumps", ["uniform", "log", "two-times"])
+def test_steps_stay_on_the_path_and_hold_the_one_step_atom(cfg_type: Any, jumps: str) -> None:
+    sampler = build_sampler(replace(cfg_type(jumps=jumps, one_step_atom=0.2)))
+    if isinstance(sampler.cfg, ShortcutCfg):
+        sampler = build_sampler(replace(sampler.cfg, continuous=True))
+    t, dt, parts = sampler.lengths(5000, When())
+    assert (t >= 0).all()
+    assert (dt > 0).all()
+    assert (t + dt <= 1).all()
+    assert parts["consistency_d1"] == slice(0, 1000)
+    assert ((t == 0) & (dt == 1)).sum() == 1000
+
+
+def test_log_uniform_steps_are_as_likely_in_every_octave() -> None:
+    torch.manual_seed(0)
+    _, dt, _ = build_sampler(SplitCfg(jumps="log", one_step_atom=0.0)).lengths(12_000, When())
+    counts = torch.histc(-dt.log2(), 6, 0, 6)
+    assert ((counts - 2000).abs() < 5 * 2000**0.5).all()
+
+
+@pytest.mark.parametrize(("progress", "longest"), [(0.0, 1 / 64), (0.25, 0.5), (0.5, 1.0), (1.0, 1.0)])
+def test_the_curriculum_opens_longer_steps_as_training_goes_on(progress: float, longest: float) -> None:
+    torch.manual_seed(0)
+    sampler = build_sampler(SplitCfg(jumps="uniform", curriculum=0.5))
+    t, dt, _ = sampler.lengths(4000, When(0, progress))
+    assert dt.max().item() == pytest.approx(longest)
+    assert (t + dt <= 1).all()
+
+
+@pytest.mark.parametrize(("progress", "levels"), [(0.0, 1), (0.1, 1), (0.25, 3), (0.5, 5), (1.0, 5)])
+def test_the_curriculum_opens_the_ladder_from_its_shortest_rung(progress: float, levels: int) -> None:
+    _, dt, parts = build_sampler(ShortcutCfg(grid=32, curriculum=0.5)).lengths(64, When(0, progress))
+    assert sorted(set(dt.tolist())) == [2.0**-j for j in range(4, 4 - levels, -1)]
+    assert list(parts) == ["consistency", *(f"consistency_d{2**j}" for j in range(5 - levels, 5))]
+
+
+def test_the_ladders_bias_moves_its_share_of_rows_to_the_one_step_query() -> None:
+    torch.manual_seed(0)
+    rows = 20_000
+    t, dt, _ = build_sampler(ShortcutCfg(grid=32, ladder_bias=0.4)).lengths(rows, When())
+    expected = 0.4 + 0.6 / 5
+    assert (dt == 1).double().mean().item() == pytest.approx(expected, abs=5 * (expected / rows) ** 0.5)
+    assert not t[dt == 1].any()
+
+
+# Noise and data
+
+
+def test_pairing_finds_the_assignment_of_least_squared_distance() -> None:
+    eps, x1 = noise(6, 1), noise(6, 2)
+
+    def cost(order: tuple[int, ...]) -> float:
+        return (eps[list(order)] - x1).square().sum().item()
+
+    best = min(itertools.permutations(range(6)), key=cost)
+    assert torch.equal(paired(eps, x1), eps[list(best)])
+
+
+def test_pairing_within_prompts_never_crosses_them() -> None:
+    eps, x1 = noise(8, 1), noise(8, 2)
+    mean = torch.tensor([0.0, 1, 0, 1, 0, 1, 2, 0])
+    same = Prompt(mean).same()
+    got = paired(eps, x1, same)
+    for prompt in (0, 1, 2):
+        rows = mean == prompt
+        assert torch.equal(got[rows], paired(eps[rows], x1[rows]))
+
+
+@pytest.mark.parametrize("pairing", ["prompt", "batch"])
+@pytest.mark.parametrize("cfg_type", [FlowCfg, ShortcutCfg, SoFlowCfg])
+def test_paired_training_uses_each_noise_once(cfg_type: Any, pairing: str) -> None:
+    sampler = build_sampler(cfg_type(pairing=pairing))
+    x1 = noise(32)
+    torch.manual_seed(3)
+    goal = sampler.targets(x1, Prompt(torch.ones(32)), FlowMap(S))
+    flow = goal.parts["flow"]
+    start = goal.x[flow] - column(goal.t[flow]) * goal.y[flow]  # x_t - t v is the noise
+    torch.manual_seed(3)
+    torch.rand(32)  # the draw of dropped prompts
+    drawn_noise = torch.randn_like(x1)
+    distance = torch.cdist(start.flatten(1), drawn_noise.flatten(1))
+    assert distance.min(1).values.max() < 1e-6
+    assert len(set(distance.argmin(1).tolist())) == len(start)
+
+
+def test_plug_in_velocity_is_the_posterior_mean_over_the_batch() -> None:
+    x1, eps, t = noise(5, 1), noise(5, 2), torch.tensor([0.0, 0.2, 0.5, 0.8, 0.97], dtype=torch.float64)
+    x_t = torch.lerp(eps, x1, column(t))
+    same = Prompt(torch.tensor([0.0, 0, 1, 1, 0])).same()
+    got = plug_in_velocity(x_t, t, x1, same)
+    for i in range(5):
+        others = [j for j in range(5) if same[i, j]]
+        guesses = torch.stack([(x_t[i] - t[i] * x1[j]) / (1 - t[i]) for j in others])  # their noises
+        weight = (-guesses.square().flatten(1).sum(1) / 2).softmax(0)
+        expected = (weight.view(-1, 1, 1, 1) * (x1[others] - guesses)).sum(0)
+        torch.testing.assert_close(got[i], expected)
+
+
+def test_plug_in_changes_its_share_of_the_flow_rows_only() -> None:
+    x1 = noise(2000)
+    for share in (0.0, 0.4, 1.0):
+        torch.manual_seed(0)
+        goal = FlowMatching(FlowCfg(plug_in=share)).targets(x1, Prompt(torch.ones(2000)), toy_net)
+        own = (goal.x + (1 - column(goal.t)) * goal.y - x1).abs().flatten(1).max(1).values < 1e-9  # leads to its mask
+        assert own.double().mean().item() == pytest.approx(1 - share, abs=0.06)
+
+
+# A network that answers the data
+
+
+@pytest.mark.parametrize("cfg_type", [FlowCfg, ShortcutCfg, SoFlowCfg, MeanFlowCfg, SplitCfg])
+def test_reading_data_as_velocity_changes_nothing_for_the_exact_network(cfg_type: Any) -> None:
+    def answers_data(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
+        return x + (1 - column(t)) * FlowMap(S)(x, t, dt, cond)
+
+    start, cond = noise(3), prompts(0.7, -1.2, 0.0)
+    reads, plain = build_sampler(cfg_type(prediction="x")), build_sampler(cfg_type())
+    torch.testing.assert_close(
+        reads.sample(answers_data, start, cond, steps=5), plain.sample(FlowMap(S), start, cond, steps=5)
+    )
+    x1 = column(torch.linspace(-1, 1, 64, dtype=torch.float64)) + S * noise(64)
+    prompt = Prompt(torch.linspace(-1, 1, 64, dtype=torch.float64))
+    goals = []
+    for sampler, net in ((reads, answers_data), (plain, FlowMap(S))):
+        torch.manual_seed(0)
+        goals.append(sampler.targets(x1, prompt, net))
+    close(goals[0].y, goals[1].y, 1e-6)
+    cap = ((1 - goals[0].t) / (1 - goals[0].t).clamp(min=0.05)).clamp(max=1)
+    torch.testing.assert_close(goals[0].weight, goals[1].weight * cap**2)
+    assert isinstance(reads.reading(answers_data), VelocityFromData)
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: LagrangianCfg(prediction="x"), r"sampler\.prediction is 'x'"),
+        (lambda: SoFlowCfg(last_part=0.5), r"sampler\.last_part is 0\.5, but it must be above 0 and at most"),
+        (lambda: ShortcutCfg(most_guidance=1.5, train_guidance=2.0), r"sampler\.most_guidance is 1\.5"),
+        (lambda: MeanFlowCfg(probe=0.0), r"sampler\.probe is 0\.0"),
+        (lambda: SplitCfg(heun=True), r"sampler\.heun is True"),
+        (lambda: FlowCfg(pairing="all"), r"sampler\.pairing is 'all'"),  # type: ignore[arg-type]  # the point
+    ],
+)
+def test_settings_that_cannot_work_are_refused(make: Any, sentence: str) -> None:
+    with pytest.raises(ConfigError, match=sentence):
+        make()
