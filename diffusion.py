@@ -15,6 +15,7 @@ from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from models import build_backbone
+from models.band_loss import BandLoss
 from models.checkpoint import KEY, describe, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.optim import build_optimizer, reseed
@@ -22,6 +23,7 @@ from models.sharding import shard_parts
 from models.text import Condition, TextEncoder
 from models.vae import Posterior
 from samplers import Sampler, When, build_sampler
+from samplers.base import mean_squared_error
 
 MAKE = "bash scripts/train_stage_2.sh"
 
@@ -43,6 +45,9 @@ class DiffusionModule(L.LightningModule):
         self.net = build_backbone(cfg.backbone, self.latent_shape, self.encode_text.features, cfg.text.width)
         self.average = frozen_twin(self.net)
         self.teacher = frozen_twin(self.net)
+        self.measure = mean_squared_error if cfg.sampler.bands == "none" else BandLoss(
+            self.latent_shape, cfg.sampler.band_levels, cfg.sampler.bands
+        )
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -79,7 +84,9 @@ class DiffusionModule(L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
-        loss, parts = self.sampler.loss(self.net, x1, cond, teacher=self.teacher, when=self.when())
+        loss, parts = self.sampler.loss(
+            self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure
+        )
         self.log("loss", loss.detach(), prog_bar=True)
         if self.global_step % self.cfg.train.log_every == 0:
             self.log_dict({f"train/{name}": value for name, value in parts.items()})
@@ -91,7 +98,7 @@ class DiffusionModule(L.LightningModule):
         with torch.random.fork_rng(devices=cuda):
             reseed(self.cfg.train.seed, 0, self.global_rank, batch_idx)
             x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
-            loss, parts = self.sampler.loss(self.average, x1, cond, teacher=self.average)
+            loss, parts = self.sampler.loss(self.average, x1, cond, teacher=self.average, measure=self.measure)
         scores = {"val/loss": loss} | {f"val/{name}": value for name, value in parts.items()}
         self.log_dict(scores, batch_size=len(x1), sync_dist=True)
 

@@ -9,6 +9,7 @@ from tyro.conf import subcommand
 from configs.checks import fraction, non_negative, one_of, positive, require
 
 PAIRINGS = ("none", "prompt", "batch")
+BANDS = ("none", "parseval", "uniform", "hf", "whiten")
 JUMPS = ("uniform", "log", "two-times")
 
 
@@ -22,11 +23,17 @@ class SamplerCfg:
     """Share of training rows whose prompt is dropped, which makes guidance possible."""
     loss_power: float = 0.0
     """Adaptive weight 1/(mean squared error + 0.01)^power per row (0: plain mean squared error)."""
+    bands: Literal["none", "parseval", "uniform", "hf", "whiten"] = "none"
+    """Weights of the error's wavelet bands: see models/band_loss.py (none and parseval: the mean squared error)."""
+    band_levels: int = 2
+    """Depth of the wavelet pyramid of sampler.bands."""
 
     def __post_init__(self) -> None:
         positive("sampler.steps", self.steps)
         fraction("sampler.condition_drop", self.condition_drop)
         non_negative("sampler.loss_power", self.loss_power)
+        one_of("sampler.bands", self.bands, BANDS)
+        positive("sampler.band_levels", self.band_levels)
 
 
 @dataclass(frozen=True)
