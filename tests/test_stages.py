@@ -11,13 +11,13 @@ from torch import Tensor
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, VarianceExpansionCfg
-from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
+from configs.sampler_cfg import DDPMCfg, FlowCfg, IMFCfg, LagrangianCfg, MeanFlowCfg, ShortcutCfg
 from data.datasets import to_tensor
 from data.embedded import load
 from diffusion import DiffusionModule
 from metrics.reconstruction import iou
 from models.optim import build_optimizer, reseed
-from samplers import SAMPLERS
+from samplers import SAMPLERS, build_sampler
 
 
 def masks(number: int) -> tuple[Tensor, list[str]]:
@@ -95,6 +95,22 @@ def test_every_trained_weight_gets_a_gradient_from_every_objective(cfg_type: Any
     for name, parameter in module.net.named_parameters():
         assert parameter.grad is not None, name  # DDP would wait for it for ever
     assert all(p.grad is None for p in (*module.teacher.parameters(), *module.autoencoder.parameters()))
+
+
+@pytest.mark.parametrize("cfg", [MeanFlowCfg(), IMFCfg(train_guidance=2.0), LagrangianCfg()])
+def test_derivatives_are_probed_in_fp32_under_bf16_autocast(tiny_diffusion: DiffusionModule, cfg: Any) -> None:
+    """The probes are 0.01 apart: bf16 would round their difference away."""
+    x, prompts = masks(16)
+    seen: list[torch.dtype] = []
+    teacher = tiny_diffusion.average
+    teacher.conv_in.register_forward_hook(lambda module, args, output: seen.append(output.dtype))
+    with torch.autocast("cpu", torch.bfloat16):
+        build_sampler(cfg).loss(
+            tiny_diffusion.net, tiny_diffusion.latents({"image": x}), tiny_diffusion.encode_text(prompts),
+            teacher=teacher,
+        )
+    assert seen[-2:] == [torch.float32] * 2
+    assert len(seen) == {"MeanFlowCfg": 2, "IMFCfg": 4, "LagrangianCfg": 4}[type(cfg).__name__]
 
 
 def test_cached_moments_give_the_latents_of_the_encoder(tiny_diffusion: DiffusionModule) -> None:
