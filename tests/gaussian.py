@@ -15,21 +15,32 @@ from samplers.ddpm import DDPM
 
 @dataclass(frozen=True)
 class Prompt:
-    """A condition: one number per row."""
+    """A condition: one number per row, and the guidance strength that it asks for."""
 
     mean: Tensor  # [B]
+    guidance: Tensor | None = None  # [B]; None: 1 in every row
+
+    @property
+    def strength(self) -> Tensor:
+        return torch.ones_like(self.mean) if self.guidance is None else self.guidance
+
+    def guided(self, w: float | Tensor) -> "Prompt":
+        return Prompt(self.mean, torch.as_tensor(w, dtype=self.mean.dtype).expand_as(self.mean))
 
     def drop(self, rows: Tensor) -> "Prompt":
-        return Prompt(torch.where(rows, torch.zeros_like(self.mean), self.mean))
+        return Prompt(self.mean.masked_fill(rows, 0.0), self.strength.masked_fill(rows, 1.0))
 
     def repeat(self, n: int) -> "Prompt":
-        return Prompt(self.mean.repeat(n))
+        return Prompt(self.mean.repeat(n), self.strength.repeat(n))
 
     def __getitem__(self, rows: slice | Tensor) -> "Prompt":
-        return Prompt(self.mean[rows])
+        return Prompt(self.mean[rows], self.strength[rows])
 
     def concat(self, other: "Prompt") -> "Prompt":
-        return Prompt(torch.cat([self.mean, other.mean]))
+        return Prompt(torch.cat([self.mean, other.mean]), torch.cat([self.strength, other.strength]))
+
+    def same(self) -> Tensor:
+        return self.mean[:, None] == self.mean
 
 
 def prompts(*means: float) -> Prompt:
