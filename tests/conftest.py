@@ -7,8 +7,9 @@ import torch
 
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import AutoencoderCfg, Stage1Cfg
+from configs.backbone_cfg import UNetCfg
 from configs.data_cfg import DataCfg, EmbeddedSource
-from configs.diffusion_cfg import ShortcutCfg, Stage2Cfg, TextCfg, UNetCfg
+from configs.diffusion_cfg import ShortcutCfg, Stage2Cfg, TextCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 from diffusion import DiffusionModule
 
