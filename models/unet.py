@@ -8,11 +8,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from configs.backbone_cfg import UNetCfg
 from configs.checks import ConfigError
-from configs.diffusion_cfg import UNetCfg
 from models.attention import PixelAttention
-from models.blocks import NumberEmbedding, ResBlock, group_norm
-from models.text import Condition, PromptProjection
+from models.backbone import Backbone
+from models.blocks import ResBlock, group_norm
+from models.text import Condition
 from models.wavelet import ConvDown, ConvUp, WaveletDown, WaveletUp
 
 
@@ -30,7 +31,21 @@ class Stage(nn.Module):
         return x if self.attention is None else self.attention(x, tokens, keep)
 
 
-class WaveletUNet(nn.Module):
+def shrink(cfg: UNetCfg, channels: int, emb: int) -> nn.Module:
+    """The layer between two levels on the way down."""
+    if cfg.resample == "conv":
+        return ConvDown(channels, cfg.conv_kernel)
+    return WaveletDown(channels, emb, cfg.gate, cfg.gates)
+
+
+def grow(cfg: UNetCfg, channels: int, out_channels: int, emb: int) -> nn.Module:
+    """The layer between two levels on the way up."""
+    if cfg.resample == "conv":
+        return ConvUp(channels, out_channels, cfg.conv_kernel)
+    return WaveletUp(channels, out_channels, emb, cfg.gates, cfg.band_skips)
+
+
+class WaveletUNet(Backbone):
     """A UNet whose resampling layers are gated Haar transforms (see :mod:`models.wavelet`).
 
     ``latent_shape`` is (C, h, w); h and w must be multiples of ``cfg.factor`` (ConfigError otherwise), because every
@@ -38,7 +53,8 @@ class WaveletUNet(nn.Module):
     """
 
     def __init__(self, cfg: UNetCfg, latent_shape: tuple[int, int, int], text_features: int, text_width: int) -> None:
-        super().__init__()
+        emb = 4 * cfg.width
+        super().__init__(cfg, emb, text_features, text_width)
         latent_channels, height, width = latent_shape
         if height % cfg.factor or width % cfg.factor:
             raise ConfigError(
@@ -47,12 +63,7 @@ class WaveletUNet(nn.Module):
                 f"of {cfg.factor}"
             )
         channels = [cfg.width * m for m in cfg.multipliers]
-        emb = 4 * cfg.width
         self.factor = cfg.factor
-        self.time = NumberEmbedding(emb)
-        self.step = NumberEmbedding(emb)
-        self.prompt = PromptProjection(text_features, text_width)
-        self.pooled = nn.Linear(text_width, emb)
         self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -65,9 +76,7 @@ class WaveletUNet(nn.Module):
                 skips.append(current)
             self.down.append(stages)
             if level + 1 < len(channels):
-                self.shrink.append(
-                    WaveletDown(current, emb, cfg.gate) if cfg.resample == "wavelet" else ConvDown(current)
-                )
+                self.shrink.append(shrink(cfg, current, emb))
                 skips.append(current)
                 size //= 2
 
@@ -82,9 +91,7 @@ class WaveletUNet(nn.Module):
             self.up.append(stages)
             if level > 0:
                 below = channels[level - 1]
-                self.grow.append(
-                    WaveletUp(current, below, emb) if cfg.resample == "wavelet" else ConvUp(current, below)
-                )
+                self.grow.append(grow(cfg, current, below, emb))
                 current = below
                 size *= 2
 
@@ -97,9 +104,7 @@ class WaveletUNet(nn.Module):
         """x [B,C,h,w], t [B], dt [B], cond of B rows -> average velocity over [t, t+dt], [B,C,h,w] in fp32."""
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
             raise ValueError(f"the latent is {tuple(x.shape[-2:])}, but it must be a multiple of {self.factor}")
-        tokens, keep = self.prompt(cond)  # [B,1+L,D], [B,1+L]
-        pooled = (tokens * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)  # [B,D]
-        emb = F.silu(self.time(t) + self.step(dt) + self.pooled(pooled))  # [B,E]
+        emb, tokens, keep = self.embed(t, dt, cond)  # [B,E], [B,1+L,D], [B,1+L]
 
         h = self.conv_in(x)
         skips, bands = [h], []

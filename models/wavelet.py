@@ -59,9 +59,9 @@ class WaveletDown(nn.Module):
     does; the plain sum of the four bands is twice the top-left pixel (decimation), so here its detail gates start at 0.
     """
 
-    def __init__(self, channels: int, emb_channels: int, mode: str = "concat") -> None:
+    def __init__(self, channels: int, emb_channels: int, mode: str = "concat", gates: bool = True) -> None:
         super().__init__()
-        self.gate = BandGate(channels, emb_channels, channels)
+        self.gate = BandGate(channels, emb_channels, channels) if gates else None
         self.mix: nn.Conv2d | None = None
         if mode == "concat":
             self.mix = nn.Conv2d(4 * channels, channels, 1)
@@ -69,6 +69,8 @@ class WaveletDown(nn.Module):
             nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]  # a Conv2d made with a bias has one
             with torch.no_grad():
                 self.mix.weight[:, :channels, 0, 0] = torch.eye(channels)
+        elif self.gate is None:
+            raise ValueError("the sum of ungated bands is twice the top-left pixel; gate them, or use mode 'concat'")
         else:
             with torch.no_grad():
                 self.gate.out.bias[channels:] = -20.0  # 2*sigmoid(-20) is 0 to fp32's precision of the sum
@@ -78,7 +80,9 @@ class WaveletDown(nn.Module):
         channels = x.shape[1]
         bands = haar(x)
         high = bands[:, channels:]
-        gated = torch.cat([bands[:, :channels] / 2, high], dim=1) * self.gate(x, emb)  # LL at the scale of a mean
+        gated = torch.cat([bands[:, :channels] / 2, high], dim=1)  # LL at the scale of a mean
+        if self.gate is not None:
+            gated = gated * self.gate(x, emb)
         if self.mix is not None:
             return self.mix(gated), high
         return torch.stack(gated.chunk(4, dim=1)).sum(0), high
@@ -89,15 +93,19 @@ class WaveletUp(nn.Module):
 
     The high bands that the encoder saw at this size bypass the bottleneck (WaveDiff, Phung et al., CVPR 2023,
     arXiv 2211.16152) through a per-band 1x1 convolution whose scale starts at zero, so the layer starts as a
-    1x1 convolution with nearest-neighbour upsampling.
+    1x1 convolution with nearest-neighbour upsampling. ``gates`` and ``band_skips`` switch one part each off.
     """
 
-    def __init__(self, channels: int, out_channels: int, emb_channels: int) -> None:
+    def __init__(
+        self, channels: int, out_channels: int, emb_channels: int, gates: bool = True, band_skips: bool = True
+    ) -> None:
         super().__init__()
-        self.gate = BandGate(channels, emb_channels, out_channels)
+        self.gate = BandGate(channels, emb_channels, out_channels) if gates else None
         self.bands = nn.Conv2d(channels, 4 * out_channels, 1)
-        self.skip = nn.Conv2d(3 * out_channels, 3 * out_channels, 1, groups=3)
-        self.skip_scale = nn.Parameter(torch.zeros(3 * out_channels, 1, 1))
+        self.skip: nn.Conv2d | None = None
+        if band_skips:
+            self.skip = nn.Conv2d(3 * out_channels, 3 * out_channels, 1, groups=3)
+            self.skip_scale = nn.Parameter(torch.zeros(3 * out_channels, 1, 1))
         with torch.no_grad():
             self.bands.weight[out_channels:] = 0
             self.bands.bias.zero_()  # type: ignore[union-attr]  # made with a bias
@@ -106,17 +114,22 @@ class WaveletUp(nn.Module):
         """x [B,C,h,w], emb [B,E], high [B,3C',h,w] -> [B,C',2h,2w]."""
         channels = high.shape[1] // 3
         bands = self.bands(x)
-        detail = bands[:, channels:] + self.skip_scale * self.skip(high)
-        gated = torch.cat([2 * bands[:, :channels], detail], dim=1) * self.gate(x, emb)
-        return inverse_haar(gated)
+        detail = bands[:, channels:]
+        if self.skip is not None:
+            detail = detail + self.skip_scale * self.skip(high)
+        bands = torch.cat([2 * bands[:, :channels], detail], dim=1)
+        return inverse_haar(bands if self.gate is None else bands * self.gate(x, emb))
 
 
 class ConvDown(nn.Module):
-    """The usual strided convolution, with the interface of :class:`WaveletDown`."""
+    """A strided convolution, with the interface of :class:`WaveletDown`.
 
-    def __init__(self, channels: int) -> None:
+    ``kernel=3`` is the usual one. ``kernel=2`` has the operations of the Haar bands' mix: C^2 H W multiplications.
+    """
+
+    def __init__(self, channels: int, kernel: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=1)
+        self.conv = nn.Conv2d(channels, channels, kernel, stride=2, padding=kernel // 3)
 
     def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
         """x [B,C,H,W] -> [B,C,H/2,W/2] and no high bands [B,0,H/2,W/2]."""
@@ -125,12 +138,21 @@ class ConvDown(nn.Module):
 
 
 class ConvUp(nn.Module):
-    """The usual nearest-neighbour upsampling with a convolution, with the interface of :class:`WaveletUp`."""
+    """Upsampling by convolution, with the interface of :class:`WaveletUp`.
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    ``kernel=3`` follows the usual nearest-neighbour upsampling. ``kernel=2`` is a transposed convolution of stride 2,
+    which has the operations of the 1x1 convolution that predicts the Haar bands.
+    """
+
+    def __init__(self, channels: int, out_channels: int, kernel: int = 3) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.nearest = kernel == 3
+        self.conv: nn.Module = (
+            nn.Conv2d(channels, out_channels, 3, padding=1)
+            if self.nearest
+            else nn.ConvTranspose2d(channels, out_channels, 2, stride=2)
+        )
 
     def forward(self, x: Tensor, emb: Tensor, high: Tensor) -> Tensor:
         """x [B,C,h,w] -> [B,C',2h,2w]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.nearest else x)

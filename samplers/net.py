@@ -29,17 +29,17 @@ class Cond(Protocol):
         """The whole batch ``n`` times over, as in ``torch.cat([c] * n)``."""
         ...
 
-    def __getitem__(self: C, rows: slice | Tensor) -> C: ...
-
-    def concat(self: C, other: C) -> C: ...
-
-    def guided(self: C, scale: float | Tensor) -> C:
-        """Ask for this guidance, one number or one per row [B], of networks that take it as an input."""
+    def guided(self: C, w: float | Tensor) -> C:
+        """The same prompts, to be answered under guidance strength ``w``: one number, or one per row [B]."""
         ...
 
     def same(self) -> Tensor:
-        """[B,B] bool: whether two rows have the same prompt."""
+        """[B,B] bool: rows i and j have the same prompt, or both none."""
         ...
+
+    def __getitem__(self: C, rows: slice | Tensor) -> C: ...
+
+    def concat(self: C, other: C) -> C: ...
 
 
 def spread(value: Tensor, x: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Shared fixtures: tiny models that are made in a moment. Fast tests run first."""
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,9 @@ import torch
 
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import AutoencoderCfg, Stage1Cfg
+from configs.backbone_cfg import UNetCfg
 from configs.data_cfg import DataCfg, EmbeddedSource
-from configs.diffusion_cfg import Stage2Cfg, TextCfg, UNetCfg
+from configs.diffusion_cfg import Stage2Cfg, TextCfg
 from configs.sampler_cfg import ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 from diffusion import DiffusionModule
@@ -33,7 +35,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True, scope="session")
 def two_threads() -> None:
-    torch.set_num_threads(2)
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture

@@ -16,13 +16,24 @@ from samplers.ddpm import DDPM
 
 @dataclass(frozen=True)
 class Prompt:
-    """A condition: one number per row."""
+    """A condition: one number per row, and the guidance strength that it asks for."""
 
     mean: Tensor  # [B]
-    scale: Tensor | None = None  # [B] guidance as an input
+    guidance: Tensor | None = None  # [B]; None: not an input
+
+    @property
+    def strength(self) -> Tensor:
+        return torch.ones_like(self.mean) if self.guidance is None else self.guidance
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> "Prompt":
+        return Prompt(change(self.mean), None if self.guidance is None else change(self.guidance))
+
+    def guided(self, w: float | Tensor) -> "Prompt":
+        return Prompt(self.mean, torch.as_tensor(w, dtype=self.mean.dtype).expand_as(self.mean))
 
     def drop(self, rows: Tensor) -> "Prompt":
-        return replace(self, mean=torch.where(rows, torch.zeros_like(self.mean), self.mean))
+        kept = self.guidance if self.guidance is None else self.guidance.masked_fill(rows, 1.0)
+        return Prompt(torch.where(rows, torch.zeros_like(self.mean), self.mean), kept)
 
     def repeat(self, n: int) -> "Prompt":
         return self.map(lambda value: value.repeat(n))
@@ -30,20 +41,13 @@ class Prompt:
     def __getitem__(self, rows: slice | Tensor) -> "Prompt":
         return self.map(lambda value: value[rows])
 
-    def map(self, change: Callable[[Tensor], Tensor]) -> "Prompt":
-        return Prompt(change(self.mean), None if self.scale is None else change(self.scale))
-
-    def guided(self, scale: "float | Tensor") -> "Prompt":
-        return replace(self, scale=torch.as_tensor(scale, dtype=self.mean.dtype).expand(len(self.mean)))
+    def concat(self, other: "Prompt") -> "Prompt":
+        neither = self.guidance is None and other.guidance is None
+        strength = None if neither else torch.cat([self.strength, other.strength])
+        return Prompt(torch.cat([self.mean, other.mean]), strength)
 
     def same(self) -> Tensor:
-        return self.mean[:, None] == self.mean[None, :]
-
-    def concat(self, other: "Prompt") -> "Prompt":
-        both = self.scale, other.scale
-        scales = [torch.ones_like(self.mean) if both[0] is None else both[0]]
-        scales += [torch.ones_like(other.mean) if both[1] is None else both[1]]
-        return Prompt(torch.cat([self.mean, other.mean]), None if both == (None, None) else torch.cat(scales))
+        return self.mean[:, None] == self.mean
 
 
 def prompts(*means: float) -> Prompt:
@@ -77,7 +81,7 @@ class FlowMap:
 
     def __call__(self, x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
         t, dt, mean = column(t), column(dt), column(cond.mean)
-        held = self.held if cond.scale is None else column(cond.scale)
+        held = self.held if cond.guidance is None else column(cond.guidance)
         mean = torch.where(dt > 0, held * mean, mean)
         dt = torch.where(dt == 0, self.instant, dt)
         jump = (self.transport(x, t, t + dt, mean) - x) / torch.where(dt == 0, 1.0, dt)

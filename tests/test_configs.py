@@ -7,10 +7,11 @@ from typing import Any
 import pytest
 
 from configs.autoencoder_cfg import AutoencoderCfg, Stage1Cfg, VarianceExpansionCfg
+from configs.backbone_cfg import DiTCfg, UNetCfg
 from configs.checks import ConfigError
 from configs.cli import differences, from_dict, parse_preset, to_dict
 from configs.data_cfg import DataCfg, FolderSource
-from configs.diffusion_cfg import Stage2Cfg, UNetCfg
+from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import STAGE_1, STAGE_2
 from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
@@ -27,6 +28,22 @@ def test_every_preset_survives_json(stage: dict[str, Any]) -> None:
 def test_the_kind_of_a_union_survives_json(sampler: Any) -> None:
     cfg = replace(Stage2Cfg(), sampler=sampler)
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(cfg)))) == cfg
+
+
+@pytest.mark.parametrize("backbone", [UNetCfg(multipliers=(1, 2, 3), gates=False), DiTCfg(patch_size=4)])
+def test_the_kind_of_a_backbone_survives_json(backbone: Any) -> None:
+    cfg = replace(Stage2Cfg(), backbone=backbone)
+    assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(cfg)))) == cfg
+
+
+def test_configs_from_before_there_were_kinds_of_backbones_are_unets() -> None:
+    old = {  # every field that a backbone's config had then
+        "width": 64, "multipliers": [1, 2], "blocks": 2, "attention_sizes": [4], "head_channels": 32, "dropout": 0.0,
+        "resample": "wavelet", "gate": "concat", "attention": "auto",
+    }  # fmt: skip
+    for plain in (old, old | {"type": "UNetCfg"}):
+        cfg = from_dict(Stage2Cfg, to_dict(Stage2Cfg()) | {"backbone": plain})
+        assert cfg.backbone == UNetCfg(width=64, multipliers=(1, 2), attention_sizes=(4,))
 
 
 def test_foreign_fields_and_kinds_are_refused() -> None:
@@ -51,6 +68,10 @@ def test_foreign_fields_and_kinds_are_refused() -> None:
         (lambda: AutoencoderCfg(multipliers=(1,)), "autoencoder.multipliers"),
         (lambda: UNetCfg(width=65), "backbone.width is 65"),
         (lambda: UNetCfg(head_channels=48), "a divisor of backbone.width"),
+        (lambda: UNetCfg(gate="sum", gates=False), "concat where backbone.gates is off"),
+        (lambda: UNetCfg(conv_kernel=5), "backbone.conv_kernel is 5"),  # type: ignore[arg-type]
+        (lambda: DiTCfg(patch_size=3), "backbone.patch_size is 3"),  # type: ignore[arg-type]
+        (lambda: DiTCfg(depth=0), "backbone.depth is 0"),
         (lambda: ShortcutCfg(grid=100), "a power of two"),
         (lambda: ShortcutCfg(share=0.5, every=2), "below 1/sampler.every"),
         (lambda: DDPMCfg(zero_terminal_snr=True, prediction="eps"), "at pure noise"),
@@ -75,10 +96,29 @@ def test_overrides_and_kinds_from_the_command_line() -> None:
 
 
 @pytest.mark.parametrize(
+    ("argv", "backbone"),
+    [
+        ("--backbone.width 96", replace(STAGE_2["animals-tiny"]().backbone, width=96)),
+        ("backbone:unet --backbone.gates False", replace(STAGE_2["animals-tiny"]().backbone, gates=False)),
+        ("--backbone.conv-kernel 2 sampler:ddim", replace(STAGE_2["animals-tiny"]().backbone, conv_kernel=2)),
+        ("backbone:dit", DiTCfg()),
+        ("--train.seed 1 backbone:dit --backbone.width 128", DiTCfg(width=128)),
+        ("backbone:dit --backbone.depth 3 sampler:ddim --backbone.patch-size 4", DiTCfg(depth=3, patch_size=4)),
+        ("sampler:ddim --sampler.eta 0.5 backbone:dit", DiTCfg()),
+    ],
+)
+def test_backbones_from_the_command_line(argv: str, backbone: Any) -> None:
+    _, cfg = parse_preset(STAGE_2, argv.split(), "train")
+    assert cfg.backbone == backbone
+    assert isinstance(cfg.sampler, DDIMCfg) == ("sampler:ddim" in argv)
+
+
+@pytest.mark.parametrize(
     ("argv", "helpful"),
     [
         (["anmals"], "did you mean 'animals'"),
         (["--sampler.stps", "3"], "--sampler.steps"),
+        (["backbone:dit", "--backbone.width", "50"], "backbone.width is 50"),
         (["--train.seed", "-3"], "from 0 to 4294967295"),
         (["--train.seed", "many"], "seed"),
     ],
@@ -95,7 +135,7 @@ def test_help_lists_the_fields_of_the_chosen_kinds(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit):
         parse_preset(STAGE_2, ["--help"], "train")
     shown = capsys.readouterr().out
-    for text in ("--sampler.share", "--data.source.name", "--train.resume", "sampler:ddim", "folder:"):
+    for text in ("--sampler.share", "--data.source.name", "--train.resume", "sampler:ddim", "backbone:dit", "folder:"):
         assert text in shown
 
 

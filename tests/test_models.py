@@ -5,24 +5,51 @@ import os
 import sys
 import types
 import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 
 from configs.autoencoder_cfg import AutoencoderCfg
+from configs.backbone_cfg import BackboneCfg, DiTCfg, UNetCfg
 from configs.checks import ConfigError
-from configs.diffusion_cfg import TextCfg, UNetCfg
-from models import attention
+from configs.diffusion_cfg import TextCfg
+from models import BACKBONES, attention, build_backbone
+from models.backbone import bounded
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.sharding import shard_parts
 from models.text import Condition, TextEncoder, clean_prompt, locate_encoder
-from models.unet import WaveletUNet
 from models.vae import LOGVAR_RANGE, VAE, Posterior, kl_divergence, mask_loss, soft_dice_loss
 
-CFG = UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4, 8))
+UNET = UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4, 8))
+SMALL: dict[type[BackboneCfg], BackboneCfg] = {UNetCfg: UNET, DiTCfg: DiTCfg(width=32, depth=2, head_channels=16)}
+KINDS = [SMALL[kind] for kind in BACKBONES]  # a new kind of network needs a small config here
+VARIANTS: list[BackboneCfg] = [
+    *KINDS,
+    *(replace(cfg, guidance_input=True) for cfg in KINDS),
+    replace(UNET, resample="conv"),
+    replace(UNET, resample="conv", conv_kernel=2),
+    replace(UNET, gate="sum"),
+    replace(UNET, gates=False),
+    replace(UNET, band_skips=False),
+    DiTCfg(width=32, depth=1, patch_size=4, patch="wavelet"),
+]
+
+
+def name_of(cfg: BackboneCfg) -> str:
+    usual = vars(SMALL[type(cfg)])
+    return "-".join([type(cfg).__name__, *(f"{k}={v}" for k, v in vars(cfg).items() if v != usual[k])])
+
+
+every_kind = pytest.mark.parametrize("cfg", KINDS, ids=name_of)
+every_variant = pytest.mark.parametrize("cfg", VARIANTS, ids=name_of)
 
 
 @pytest.fixture(scope="module")
@@ -30,9 +57,9 @@ def encoder() -> TextEncoder:
     return TextEncoder(TextCfg(max_tokens=8))
 
 
-def unet(cfg: UNetCfg = CFG) -> WaveletUNet:
+def network(cfg: BackboneCfg) -> nn.Module:
     torch.manual_seed(0)
-    net = WaveletUNet(cfg, (4, 8, 8), 16, 16).double().eval()
+    net = build_backbone(cfg, (4, 8, 8), 16, 16).double().eval()
     for parameter in net.parameters():  # nothing starts at zero, so that every path counts
         torch.nn.init.normal_(parameter, std=0.1)
     return net
@@ -49,32 +76,116 @@ def inputs(rows: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return x, torch.rand(rows, generator=generator).double(), torch.rand(rows, generator=generator).double()
 
 
-def test_unet_answers_zero_before_training() -> None:
-    net = WaveletUNet(CFG, (4, 8, 8), 16, 16)
+def single(cond: Condition) -> Condition:
+    return replace(cond, tokens=cond.tokens.float())
+
+
+@every_variant
+def test_networks_answer_zero_before_training(cfg: BackboneCfg) -> None:
+    net = build_backbone(cfg, (4, 8, 8), 16, 16)
     x, t, dt = (y.float() for y in inputs(2))
-    cond = condition(2)
-    assert torch.equal(net(x, t, dt, Condition(cond.tokens.float(), cond.keep)), torch.zeros_like(x))
+    assert torch.equal(net(x, t, dt, single(condition(2))), torch.zeros_like(x))
 
 
-@pytest.mark.parametrize("resample", ["wavelet", "conv"])
-def test_every_row_of_the_unet_is_answered_by_itself(resample: str) -> None:
-    net = unet(UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4, 8), resample=resample))
-    (x, t, dt), cond = inputs(3), condition(3)
+@every_variant
+def test_every_row_is_answered_by_itself(cfg: BackboneCfg) -> None:
+    net = network(cfg)
+    (x, t, dt), cond = inputs(3), condition(3).guided(torch.tensor([0.0, 1.0, 4.0]))
     together = net(x, t, dt, cond)
     alone = torch.cat([net(x[i : i + 1], t[i : i + 1], dt[i : i + 1], cond[i : i + 1]) for i in range(3)])
     torch.testing.assert_close(together, alone, rtol=0, atol=1e-5)
 
 
-def test_unet_hears_time_step_size_and_prompt() -> None:
-    net, (x, t, dt), cond = unet(), inputs(2), condition(2)
+@every_variant
+def test_every_weight_of_a_network_gets_a_gradient(cfg: BackboneCfg) -> None:
+    net, (x, t, dt) = network(cfg), inputs(3)
+    net(x, t, dt, condition(3).drop(torch.tensor([True, False, False]))).square().mean().backward()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None, name  # DDP would wait for it for ever
+        assert parameter.grad.abs().sum() > 0, name
+
+
+@every_kind
+def test_bf16_autocast_answers_the_same_in_fp32(cfg: BackboneCfg) -> None:
+    net, (x, t, dt), cond = network(cfg).float(), (y.float() for y in inputs(2)), single(condition(2))
+    exact = net(x, t, dt, cond)
+    with torch.autocast("cpu", torch.bfloat16):
+        answer = net(x, t, dt, cond)
+    assert answer.dtype == torch.float32
+    assert (answer - exact).abs().max() < 0.05 * exact.abs().max()  # bf16 rounds by 0.4 % in each of some ten layers
+
+
+@every_kind
+def test_networks_hear_time_step_size_and_prompt(cfg: BackboneCfg) -> None:
+    net, (x, t, dt), cond = network(cfg), inputs(2), condition(2)
     base = net(x, t, dt, cond)
     every = torch.ones(2, dtype=torch.bool)
     for other in (net(x, t / 2, dt, cond), net(x, t, dt / 2, cond), net(x, t, dt, cond.drop(every))):
         assert (other - base).abs().amax(dim=(1, 2, 3)).min() > 1e-4
 
 
-def test_padding_tokens_change_nothing() -> None:
-    net, (x, t, dt), cond = unet(), inputs(2), condition(2)
+@every_kind
+def test_guidance_is_heard_where_it_is_an_input_and_a_prompt_is_there(cfg: BackboneCfg) -> None:
+    net, (x, t, dt) = network(replace(cfg, guidance_input=True)), inputs(2)
+    cond = condition(2).drop(torch.tensor([True, False]))
+    base = net(x, t, dt, cond)
+    torch.testing.assert_close(net(x, t, dt, cond.guided(1.0)), base, rtol=0, atol=0)
+    for w in (0.0, 0.9, 1.1, 3.0, 30.0):
+        change = (net(x, t, dt, cond.guided(w)) - base).abs().amax(dim=(1, 2, 3))
+        assert change[0] == 0
+        assert change[1] > 1e-4
+
+
+@every_kind
+def test_without_the_input_guidance_is_not_looked_at_and_has_no_weights(cfg: BackboneCfg) -> None:
+    net, (x, t, dt), cond = network(cfg), inputs(2), condition(2)
+    torch.testing.assert_close(net(x, t, dt, cond.guided(5.0)), net(x, t, dt, cond), rtol=0, atol=0)
+    added = network(replace(cfg, guidance_input=True)).state_dict().keys() - net.state_dict().keys()
+    assert {name.split(".")[0] for name in added} == {"guidance"}
+
+
+def test_the_guidance_input_rises_from_0_at_strength_0_towards_1() -> None:
+    w = torch.linspace(0, 50, 501)
+    torch.testing.assert_close(bounded(w), 1 - 1 / (w + 1))  # iMF's 1 - 1/w, one step further from its pole
+    assert (bounded(w).diff() > 0).all()
+    assert bounded(torch.tensor([-3.0, 0.0])).tolist() == [0, 0]
+
+
+@every_kind
+def test_xformers_on_a_cpu_changes_no_answer(cfg: BackboneCfg) -> None:
+    (x, t, dt), cond = inputs(2), condition(2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        answer = network(replace(cfg, attention="xformers"))(x, t, dt, cond)
+    torch.testing.assert_close(answer, network(cfg)(x, t, dt, cond), rtol=0, atol=0)
+
+
+@every_kind
+def test_sharding_wraps_every_block_and_changes_no_answer_and_no_gradient(cfg: BackboneCfg) -> None:
+    net, (x, t, dt), cond = network(cfg).float(), tuple(y.float() for y in inputs(2)), single(condition(2))
+    expected = net(x, t, dt, cond)
+    expected.square().mean().backward()
+    grads = {name: p.grad.clone() for name, p in net.named_parameters() if p.grad is not None}
+    net.zero_grad()
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        shard_parts([net], init_device_mesh("cpu", (1,)))
+        answer = net(x, t, dt, cond)
+        answer.square().mean().backward()
+        torch.testing.assert_close(answer, expected, rtol=0, atol=1e-6)
+        for name, parameter in net.named_parameters():
+            torch.testing.assert_close(parameter.grad.full_tensor(), grads[name], rtol=1e-4, atol=1e-6, msg=name)
+    finally:
+        torch.distributed.destroy_process_group()
+    wrapped = [module for module in net.modules() if isinstance(module, FSDPModule)]
+    inside = sum(p.numel() for module in wrapped if module is not net for p in module.parameters())
+    assert len(wrapped) > 2
+    assert inside > 0.5 * sum(p.numel() for p in net.parameters())  # most weights are gathered block by block
+
+
+@every_kind
+def test_padding_tokens_change_nothing(cfg: BackboneCfg) -> None:
+    net, (x, t, dt), cond = network(cfg), inputs(2), condition(2)
     padded = Condition(
         torch.cat([cond.tokens, torch.full((2, 3, 16), 7.0).double()], dim=1),
         torch.cat([cond.keep, torch.zeros(2, 3).bool()], dim=1),
@@ -82,26 +193,26 @@ def test_padding_tokens_change_nothing() -> None:
     torch.testing.assert_close(net(x, t, dt, padded), net(x, t, dt, cond), rtol=0, atol=1e-5)
 
 
-def test_a_dropped_prompt_is_forgotten_whatever_it_was() -> None:
-    net, (x, t, dt) = unet(), inputs(2)
+@every_variant
+def test_a_dropped_prompt_is_forgotten_whatever_it_was(cfg: BackboneCfg) -> None:
+    net, (x, t, dt) = network(cfg), inputs(2)
     every = torch.ones(2, dtype=torch.bool)
-    one, other = condition(2), Condition(condition(2).tokens * -3, condition(2).keep)
+    one, other = condition(2).guided(4.0), Condition(condition(2).tokens * -3, condition(2).keep)
     torch.testing.assert_close(net(x, t, dt, one.drop(every)), net(x, t, dt, other.drop(every)), rtol=0, atol=0)
-
-
-def test_wavelet_and_conv_unets_have_nearly_equal_size() -> None:
-    sizes = []
-    for resample in ("wavelet", "conv"):
-        cfg = UNetCfg(width=64, multipliers=(1, 2), blocks=2, resample=resample)
-        sizes.append(sum(p.numel() for p in WaveletUNet(cfg, (4, 8, 8), 384, 128).parameters()))
-    assert abs(sizes[0] / sizes[1] - 1) < 0.02
 
 
 def test_latents_that_do_not_halve_are_refused() -> None:
     with pytest.raises(ConfigError, match="multiple of 4"):
-        WaveletUNet(UNetCfg(width=32, multipliers=(1, 1, 1)), (4, 6, 6), 16, 16)
+        build_backbone(UNetCfg(width=32, multipliers=(1, 1, 1)), (4, 6, 6), 16, 16)
     with pytest.raises(ValueError, match="multiple of 2"):
-        unet()(torch.zeros(1, 4, 7, 8).double(), torch.zeros(1), torch.zeros(1), condition(1))
+        network(UNET)(torch.zeros(1, 4, 7, 8).double(), torch.zeros(1), torch.zeros(1), condition(1))
+
+
+def test_latents_that_patches_do_not_fill_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"6x8, but backbone.patch_size 4 .* multiple of 4"):
+        build_backbone(DiTCfg(width=32, patch_size=4), (4, 6, 8), 16, 16)
+    with pytest.raises(ValueError, match=r"\(4, 8\), but this network was made for \(8, 8\)"):
+        network(SMALL[DiTCfg])(torch.zeros(1, 4, 4, 8).double(), torch.zeros(1), torch.zeros(1), condition(1))
 
 
 def test_attention_is_that_of_torch_with_a_mask() -> None:
@@ -130,6 +241,42 @@ def test_condition_rows_repeat_and_concat() -> None:
     dropped = cond.drop(torch.tensor([True, False, True]))
     assert dropped.keep.sum(1).tolist() == [0, 5, 0]
     assert cond.keep.all()  # drop makes a new condition
+
+
+def test_guidance_travels_with_its_row_and_goes_with_its_prompt() -> None:
+    cond = condition(3)
+    assert cond.strength.tolist() == [1, 1, 1]
+    assert cond.guided(2.5).strength.tolist() == [2.5, 2.5, 2.5]
+    guided = cond.guided(torch.tensor([2.0, 3.0, 4.0], dtype=torch.float64))
+    assert guided.repeat(2).strength.tolist() == [2, 3, 4, 2, 3, 4]
+    assert guided[1:].concat(cond[:1]).strength.tolist() == [3, 4, 1]
+    assert cond[:1].concat(guided[torch.tensor([False, True, False])]).strength.tolist() == [1, 3]
+    rows = torch.tensor([True, False, False])
+    for order in (guided.drop(rows), cond.drop(rows).guided(guided.strength)):
+        assert order.strength.tolist() == [1, 3, 4]
+    assert guided.to(torch.device("cpu")).strength.tolist() == [2, 3, 4]
+    assert guided.strength.tolist() == [2, 3, 4]  # nothing above changed it
+
+
+def test_same_compares_the_kept_tokens_of_each_pair() -> None:
+    words = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+    kind = torch.tensor([0, 1, 0, 2, 1, 0, 2])
+    cond = Condition(words[kind], torch.ones(7, 5).bool())
+    expected = kind[:, None] == kind
+    assert torch.equal(cond.same(), expected)
+    assert torch.equal(cond.guided(torch.arange(7.0)).same(), expected)
+    tokens, keep = cond.tokens.clone(), cond.keep.clone()
+    tokens[2, 4], keep[0, 4], keep[2, 4] = 7.0, False, False  # rows 0 and 2 differ in a padding token; 5 is longer
+    expected[[0, 2], 5], expected[5, [0, 2]] = False, False
+    assert torch.equal(Condition(tokens, keep).same(), expected)
+    dropped = Condition(tokens, keep).drop(kind == 1).drop(kind == 2)
+    assert dropped.same()[1].tolist() == [False, True, False, True, True, False, True]
+
+
+def test_same_of_encoded_prompts_is_equality_of_their_texts(encoder: TextEncoder) -> None:
+    prompts = ["a cat", "a bird", "", "a cat", " ", "a cat on a mat", "a bird"]
+    expected = [[a.strip() == b.strip() for b in prompts] for a in prompts]
+    assert encoder(prompts).same().tolist() == expected
 
 
 @given(text=st.text(max_size=300))
@@ -163,7 +310,7 @@ def test_a_missing_encoder_is_named(tmp_path: object) -> None:
 
 
 def test_ema_is_the_weighted_mean_of_every_parameter() -> None:
-    net = unet()
+    net = network(UNET)
     twin = frozen_twin(net)
     before = copy.deepcopy(list(twin.parameters()))
     for parameter in net.parameters():

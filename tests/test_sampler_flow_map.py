@@ -106,7 +106,7 @@ def test_guidance_as_an_input_is_held_row_by_row(name: str) -> None:
     assert isinstance(scale, Tensor)
     assert 1 <= scale.min() < 1.1
     assert 3.9 < scale.max() <= 4
-    assert torch.equal(jumps.cond.scale, scale)
+    assert torch.equal(jumps.cond.guidance, scale)
     close(sampler.average_velocity(jumps, FlowMap(S), When()), truth(jumps, scale), 4 * atol)
 
 
@@ -114,8 +114,8 @@ def test_guidance_as_an_input_is_held_row_by_row(name: str) -> None:
 def test_flow_rows_are_asked_without_guidance_where_it_is_an_input(name: str) -> None:
     sampler = build_sampler(replace(EXACT[name][0], train_guidance=2.0, most_guidance=4.0, condition_drop=0.0))
     goal = sampler.targets(noise(64), Prompt(torch.ones(64, dtype=torch.float64)), FlowMap(S))
-    assert (goal.cond.scale[goal.parts["flow"]] == 1).all()
-    assert (goal.cond.scale[goal.parts["consistency"]] != 1).all()
+    assert (goal.cond.guidance[goal.parts["flow"]] == 1).all()
+    assert (goal.cond.guidance[goal.parts["consistency"]] != 1).all()
     assert len(goal.cond.mean) == len(goal.x)
 
 

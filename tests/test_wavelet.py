@@ -91,8 +91,56 @@ def test_gates_depend_on_the_time_embedding_once_trained() -> None:
     assert not torch.allclose(one, other)
 
 
-def test_conv_layers_answer_the_same_shapes() -> None:
+def test_an_open_gate_is_no_gate_and_an_unscaled_skip_is_no_skip() -> None:
+    """Each switch takes one part away: a layer as it starts equals the layer without the part, weights being equal."""
+    x, emb, high = image(2, 8, 6, 6).float(), image(2, 16).float(), image(2, 12, 6, 6).float()
+    down, up = WaveletDown(8, 16), WaveletUp(8, 4, 16)
+    for layer in (down.mix, up.bands):
+        torch.nn.init.normal_(layer.weight)  # type: ignore[union-attr]
+    plain = WaveletDown(8, 16, gates=False)
+    plain.load_state_dict(down.state_dict(), strict=False)
+    torch.testing.assert_close(plain(x, emb)[0], down(x, emb)[0], rtol=0, atol=1e-6)
+    for switches in ({"gates": False}, {"band_skips": False}, {"gates": False, "band_skips": False}):
+        less = WaveletUp(8, 4, 16, **switches)
+        missing, unexpected = less.load_state_dict(up.state_dict(), strict=False)
+        assert not missing
+        assert {name.split(".")[0] for name in unexpected} == {
+            part for switch in switches for part in {"gates": ["gate"], "band_skips": ["skip", "skip_scale"]}[switch]
+        }
+        torch.testing.assert_close(less(x, emb, high), up(x, emb, high), rtol=0, atol=1e-6)
+
+
+def test_ungated_bands_are_a_strided_convolution_of_kernel_2_and_back() -> None:
+    """Without gates and skips the wavelet layers span the functions of the convolutions that they are compared with."""
+    x, emb, high = image(2, 3, 6, 4).float(), image(2, 16).float(), image(2, 15, 3, 2).float()
+    down, conv_down = WaveletDown(3, 16, gates=False), ConvDown(3, kernel=2)
+    up, conv_up = WaveletUp(3, 5, 16, gates=False, band_skips=False), ConvUp(3, 5, kernel=2)
+    for parameter in (*down.parameters(), *up.parameters()):
+        torch.nn.init.normal_(parameter)
+    with torch.no_grad():
+        pixels = torch.eye(12).reshape(12, 3, 2, 2)  # one 2x2 patch for each weight of a filter
+        bias = down(torch.zeros(1, 3, 2, 2), emb)[0].flatten()
+        conv_down.conv.weight.copy_((down(pixels, emb)[0].flatten(1) - bias).T.reshape(3, 3, 2, 2))
+        conv_down.conv.bias.copy_(bias)  # type: ignore[union-attr]
+        up.bands.bias[5:] = 0  # type: ignore[index]  # a bias of a detail band is a checkerboard, which a bias cannot be
+        none = high[:1, :, :1, :1]
+        at_zero = up(torch.zeros(1, 3, 1, 1), emb[:1], none)
+        answers = up(torch.eye(3)[:, :, None, None], emb[:1], none.expand(3, -1, -1, -1))
+        conv_up.conv.weight.copy_(answers - at_zero)  # type: ignore[operator]
+        conv_up.conv.bias.copy_(at_zero[0, :, 0, 0])  # type: ignore[operator]
+    torch.testing.assert_close(conv_down(x, emb)[0], down(x, emb)[0], rtol=0, atol=1e-5)
+    small = image(2, 3, 3, 2).float()
+    torch.testing.assert_close(conv_up(small, emb, high), up(small, emb, high), rtol=0, atol=1e-5)
+
+
+def test_a_sum_of_ungated_bands_is_refused() -> None:
+    with pytest.raises(ValueError, match="twice the top-left pixel"):
+        WaveletDown(8, 16, "sum", gates=False)
+
+
+@pytest.mark.parametrize("kernel", [2, 3])
+def test_conv_layers_answer_the_same_shapes(kernel: int) -> None:
     x, emb = image(2, 8, 6, 6).float(), image(2, 16).float()
-    y, high = ConvDown(8)(x, emb)
+    y, high = ConvDown(8, kernel)(x, emb)
     assert y.shape == (2, 8, 3, 3)
-    assert ConvUp(8, 4)(y, emb, high).shape == (2, 4, 6, 6)
+    assert ConvUp(8, 4, kernel)(y, emb, high).shape == (2, 4, 6, 6)

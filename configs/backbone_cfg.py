@@ -1,0 +1,104 @@
+"""Stage 2's network: a wavelet UNet or a Diffusion Transformer."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from tyro.conf import subcommand
+
+from configs.checks import fraction, one_of, positive, require
+
+
+@dataclass(frozen=True)
+class BackboneCfg:
+    """What every network has."""
+
+    width: int = 128
+    """Channels at the full latent size."""
+    head_channels: int = 32
+    """Channels of one attention head."""
+    dropout: float = 0.0
+    """Dropout inside the blocks."""
+    attention: Literal["auto", "sdpa", "xformers"] = "auto"
+    """auto is torch's own kernel; xformers is tried on CUDA only."""
+    guidance_input: bool = False
+    """The network also hears the guidance strength of each row, for samplers that train guidance into it."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "head_channels"):
+            positive(f"backbone.{name}", getattr(self, name))
+        require(self.width % 32 == 0, "backbone.width", self.width, "a multiple of 32")
+        require(self.width % self.head_channels == 0, "backbone.head_channels", self.head_channels,
+                f"a divisor of backbone.width ({self.width})")
+        fraction("backbone.dropout", self.dropout, below_one=True)
+        one_of("backbone.attention", self.attention, ("auto", "sdpa", "xformers"))
+
+
+@dataclass(frozen=True)
+class UNetCfg(BackboneCfg):
+    """The wavelet UNet."""
+
+    multipliers: tuple[int, ...] = (1, 2)
+    """Channels of each level, as multiples of width; each level after the first halves the size."""
+    blocks: int = 2
+    """Residual blocks per level on the way down (one more on the way up)."""
+    attention_sizes: tuple[int, ...] = (4, 8, 16)
+    """Latent sizes at which the blocks attend to each other and to the prompt."""
+    resample: Literal["wavelet", "conv"] = "wavelet"
+    """wavelet: gated Haar bands; conv: ordinary convolutions in their place, for comparison."""
+    gate: Literal["concat", "sum"] = "concat"
+    """How the gated bands come together on the way down (sum: Spectral Diffusion's form)."""
+    gates: bool = True
+    """Time and features gate the wavelet bands; off: the bands are only mixed, which any strided convolution can do."""
+    band_skips: bool = True
+    """The high bands of the way down enter the inverse transforms of the way up."""
+    conv_kernel: Literal[2, 3] = 3
+    """For resample conv: with 3 the network has the wavelet one's parameters, with 2 its operations (within 1 %)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        positive("backbone.blocks", self.blocks)
+        require(
+            len(self.multipliers) >= 1 and min(self.multipliers, default=0) >= 1,
+            "backbone.multipliers", self.multipliers, "one or more positive numbers, such as 1 2",
+        )
+        one_of("backbone.resample", self.resample, ("wavelet", "conv"))
+        one_of("backbone.gate", self.gate, ("concat", "sum"))
+        one_of("backbone.conv_kernel", self.conv_kernel, (2, 3))
+        # The plain sum of the four Haar bands is twice the top-left pixel: without gates nothing but decimation.
+        require(self.gates or self.gate == "concat", "backbone.gate", self.gate, "concat where backbone.gates is off")
+
+    @property
+    def factor(self) -> int:
+        """The latent's height and width must be multiples of this."""
+        return 2 ** (len(self.multipliers) - 1)
+
+
+@dataclass(frozen=True)
+class DiTCfg(BackboneCfg):
+    """A Diffusion Transformer (Peebles & Xie, ICCV 2023, arXiv 2212.09748)."""
+
+    width: int = 192
+    """Channels of each patch."""
+    depth: int = 6
+    """Transformer blocks."""
+    mlp_ratio: int = 4
+    """Hidden channels of a block's MLP, as a multiple of width."""
+    patch_size: Literal[1, 2, 4] = 2
+    """Side of a patch, in latent pixels."""
+    patch: Literal["linear", "wavelet"] = "linear"
+    """What a patch's linear layers see: its pixels, or its Haar bands (the same functions in another basis)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("depth", "mlp_ratio"):
+            positive(f"backbone.{name}", getattr(self, name))
+        one_of("backbone.patch_size", self.patch_size, (1, 2, 4))
+        one_of("backbone.patch", self.patch, ("linear", "wavelet"))
+
+    @property
+    def factor(self) -> int:
+        """The latent's height and width must be multiples of this."""
+        return self.patch_size
+
+
+Backbone = Annotated[UNetCfg, subcommand("unet")] | Annotated[DiTCfg, subcommand("dit")]

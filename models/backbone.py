@@ -1,0 +1,43 @@
+"""What all networks share: one embedding of time, step size, prompt and, where asked for, guidance strength."""
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from configs.backbone_cfg import BackboneCfg
+from models.blocks import NumberEmbedding
+from models.text import Condition, PromptProjection
+
+
+def bounded(guidance: Tensor) -> Tensor:
+    """Guidance strength w [B] -> w / (1 + w) in [0, 1), the range of a :class:`NumberEmbedding`.
+
+    iMF (Geng et al. 2025, arXiv 2512.02012) feeds 1 - 1/w, which has a pole at 0, and w = 0 (ignore the prompt) is a
+    strength that users ask for. This is the same curve with w + 1 in the place of w: no strength is cut off above, and
+    steps are finest at small w, where they matter most. Negative strengths count as 0.
+    """
+    w = guidance.clamp_min(0.0)
+    return w / (1 + w)
+
+
+class Backbone(nn.Module):
+    """Base of the networks (x [B,C,h,w], t [B], dt [B], Condition) -> [B,C,h,w]; ``emb`` is the embedding's width.
+
+    The parts of the guidance input exist only with ``cfg.guidance_input``; without it the strength is not looked at.
+    """
+
+    def __init__(self, cfg: BackboneCfg, emb: int, text_features: int, text_width: int) -> None:
+        super().__init__()
+        self.time = NumberEmbedding(emb)
+        self.step = NumberEmbedding(emb)
+        self.prompt = PromptProjection(text_features, text_width)
+        self.pooled = nn.Linear(text_width, emb)
+        self.guidance = NumberEmbedding(emb) if cfg.guidance_input else None
+
+    def embed(self, t: Tensor, dt: Tensor, cond: Condition) -> tuple[Tensor, Tensor, Tensor]:
+        """t [B], dt [B], cond of B rows -> embedding [B,E], the prompt's tokens [B,1+L,D] and their mask [B,1+L]."""
+        tokens, keep = self.prompt(cond)
+        pooled = (tokens * keep[..., None]).sum(1) / keep.sum(1, keepdim=True)  # [B,D]
+        total = self.time(t) + self.step(dt) + self.pooled(pooled)
+        if self.guidance is not None:
+            total = total + self.guidance(bounded(cond.strength))
+        return F.silu(total), tokens, keep
