@@ -7,50 +7,69 @@ step is timed (loss, backward, clipping, AdamW, averages), with the same network
 import statistics
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 from configs.autoencoder_cfg import Stage1Cfg
+from configs.bakeoffs import Entrant
 from configs.cli import parse_preset
 from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import STAGE_1, STAGE_2
-from configs.sampler_cfg import FlowCfg, SamplerCfg, ShortcutCfg
+from configs.sampler_cfg import FlowCfg, Sampler, ShortcutCfg
 
 REPEATS = 15
 
 
-def objectives(cfg: Stage2Cfg) -> dict[str, SamplerCfg]:
+def objectives(cfg: Stage2Cfg, stage_1: Stage1Cfg) -> dict[str, Entrant]:
     """What is compared; the first is the unit."""
-    found: dict[str, SamplerCfg] = {"plain flow matching": FlowCfg()}
-    found[f"{type(cfg.sampler).__name__} of the preset"] = cfg.sampler
-    found["ShortcutCfg, a quarter of every batch"] = ShortcutCfg(share=0.25, every=1)
-    return found
+    samplers: dict[str, Sampler] = {"plain flow matching": FlowCfg()}
+    samplers[f"{type(cfg.sampler).__name__} of the preset"] = cfg.sampler
+    samplers["ShortcutCfg, a quarter of every batch"] = ShortcutCfg(share=0.25, every=1)
+    return {name: Entrant(replace(cfg, sampler=sampler), stage_1) for name, sampler in samplers.items()}
 
 
-def step_times(cfg: Stage2Cfg, stage_1: Stage1Cfg, samplers: dict[str, SamplerCfg]) -> dict[str, list[float]]:
-    """Seconds per training step of each objective, one number per repeat; a number is the mean of four steps."""
+def step_times(entrants: dict[str, Entrant]) -> dict[str, list[float]]:
+    """Seconds per training step of each entrant, one number per repeat; a number is the mean of four steps."""
+    import torch
+
+    from models.hardware import bf16_is_fast
+
+    dtype = "bf16" if bf16_is_fast("cpu") else "fp32"
+    print(f"timing: {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}", flush=True)
+    steps = {name: stepper(entrant, dtype == "bf16") for name, entrant in entrants.items()}
+    for step in steps.values():  # warm up
+        step()
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(REPEATS):
+        for name, step in steps.items():
+            times[name].append(step())
+    return times
+
+
+def stepper(entrant: Entrant, bf16: bool) -> Callable[[], float]:
+    """Four whole training steps of an entrant, and the seconds that one of them took."""
     import torch
 
     from autoencoder import AutoencoderModule
     from diffusion import DiffusionModule
     from models.ema import ema_update_
-    from models.hardware import bf16_is_fast
     from models.optim import build_optimizer
-    from samplers import When, build_sampler
+    from samplers import When
 
+    cfg = entrant.stage_2
     torch.manual_seed(0)
-    module = DiffusionModule(cfg, AutoencoderModule(stage_1)).train()
+    module = DiffusionModule(cfg, AutoencoderModule(entrant.stage_1)).train()
     optimizer = build_optimizer(module.net, cfg.optim, cfg.train.max_steps)["optimizer"]
     x1 = torch.randn(cfg.data.batch_size, *module.latent_shape)
     cond = module.encode_text(["a giraffe"] * len(x1))
-    bf16 = bf16_is_fast("cpu")
-    dtype = "bf16" if bf16 else "fp32"
-    print(f"{torch.get_num_threads()} threads, {dtype}, batch {len(x1)}, torch {torch.__version__}")
 
-    def steps(sampler: SamplerCfg) -> float:
-        built, began = build_sampler(sampler), time.perf_counter()
+    def steps() -> float:
+        began = time.perf_counter()
         for number in range(4):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss, _ = built.loss(module.net, x1, cond, teacher=module.teacher, when=When(number))
+                loss, _ = module.sampler.loss(
+                    module.net, x1, cond, teacher=module.teacher, when=When(number), measure=module.measure
+                )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0, foreach=True)
             optimizer.step()
@@ -59,19 +78,13 @@ def step_times(cfg: Stage2Cfg, stage_1: Stage1Cfg, samplers: dict[str, SamplerCf
             ema_update_(module.teacher, module.net, 0.95)
         return (time.perf_counter() - began) / 4
 
-    for sampler in samplers.values():  # warm up
-        steps(sampler)
-    times: dict[str, list[float]] = {name: [] for name in samplers}
-    for _ in range(REPEATS):
-        for name, sampler in samplers.items():
-            times[name].append(steps(sampler))
-    return times
+    return steps
 
 
 def main(argv: list[str] | None = None) -> None:
     name, cfg = parse_preset(STAGE_2, sys.argv[1:] if argv is None else argv, "python -m scripts.benchmark")
     stage_1 = replace(STAGE_1[name](), data=cfg.data)
-    times = step_times(cfg, stage_1, objectives(cfg))
+    times = step_times(objectives(cfg, stage_1))
     unit = next(iter(times.values()))
     print(f"{'objective':40} {'s/step':>8} {'ratio':>7}   lowest to highest of {REPEATS} interleaved repeats")
     for objective, seconds in times.items():

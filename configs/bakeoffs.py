@@ -1,0 +1,88 @@
+"""Plans of comparisons: each is a function that returns named pairs of stages. Add your own beside them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from configs.autoencoder_cfg import Stage1Cfg
+from configs.diffusion_cfg import EMACfg, Stage2Cfg
+from configs.presets import SHORTCUT, stage1_animals, stage2_animals_tiny
+from configs.sampler_cfg import (
+    FlowCfg,
+    FlowMapCfg,
+    IMFCfg,
+    LagrangianCfg,
+    MeanFlowCfg,
+    Sampler,
+    ShortcutCfg,
+    SoFlowCfg,
+    SplitCfg,
+)
+
+M = TypeVar("M", bound=FlowMapCfg)
+
+
+@dataclass(frozen=True)
+class Entrant:
+    """One competitor: both stages, and with which guidance its masks are judged."""
+
+    stage_2: Stage2Cfg
+    stage_1: Stage1Cfg
+    guidance: tuple[float, ...] = (1.0,)
+
+
+def as_shortcut(cfg: M) -> M:
+    """Another objective with the rows, weights and guidance of the presets' shortcut."""
+    return replace(
+        cfg, share=SHORTCUT.share, every=SHORTCUT.every, train_guidance=SHORTCUT.train_guidance,
+        loss_power=SHORTCUT.loss_power, consistency_weight=SHORTCUT.consistency_weight,
+    )
+
+
+def objectives() -> dict[str, Entrant]:
+    """What the network learns, on animals32 with the quickstart's network."""
+    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    paper = ShortcutCfg(share=0.25, every=1)
+    entries: dict[str, Sampler] = {
+        "shortcut": SHORTCUT,
+        "shortcut-continuous": replace(SHORTCUT, continuous=True, jumps="log"),
+        "split": as_shortcut(SplitCfg()),
+        "soflow": as_shortcut(SoFlowCfg(data_velocity=0.25)),
+        "alpha-flow": as_shortcut(
+            SoFlowCfg(data_velocity=0.25, schedule="sigmoid", first_part=1.0, last_part=0.005)
+        ),
+        "meanflow": as_shortcut(MeanFlowCfg()),
+        "imf": as_shortcut(IMFCfg()),
+        "lagrangian": as_shortcut(LagrangianCfg()),
+    }
+    found = {
+        "flow": Entrant(replace(base, sampler=FlowCfg()), stage_1, (1.0, 2.0)),
+        "shortcut-paper": Entrant(replace(base, sampler=paper, ema=EMACfg(base.ema.decay, 0.999)), stage_1),
+    }
+    return found | {name: Entrant(replace(base, sampler=sampler), stage_1) for name, sampler in entries.items()}
+
+
+def parts() -> dict[str, Entrant]:
+    """The shortcut objective with one thing changed at a time."""
+    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    changed: dict[str, ShortcutCfg] = {
+        "shortcut": SHORTCUT,
+        "no-guidance": replace(SHORTCUT, train_guidance=1.0),
+        "plain-error": replace(SHORTCUT, loss_power=0.0),
+        "pairing": replace(SHORTCUT, pairing="prompt"),
+        "plug-in": replace(SHORTCUT, plug_in=0.5),
+        "curriculum": replace(SHORTCUT, curriculum=0.3),
+        "bands-uniform": replace(SHORTCUT, bands="uniform"),
+        "bands-hf": replace(SHORTCUT, bands="hf"),
+        "bands-whiten": replace(SHORTCUT, bands="whiten"),
+        "prediction-x": replace(SHORTCUT, prediction="x"),
+        "ladder-bias": replace(SHORTCUT, ladder_bias=0.3),
+        "share-0.25": replace(SHORTCUT, share=0.25),
+    }
+    found = {name: Entrant(replace(base, sampler=sampler), stage_1) for name, sampler in changed.items()}
+    for decay in (0.0, 0.8, 0.99, 0.999):
+        found[f"teacher-{decay:g}"] = Entrant(replace(base, ema=EMACfg(base.ema.decay, decay)), stage_1)
+    return found
+
+
+PLANS: dict[str, Callable[[], dict[str, Entrant]]] = {"objectives": objectives, "parts": parts}

@@ -1,0 +1,92 @@
+"""Several evaluations side by side: a table, and a figure of quality against steps."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from metrics.report import summary
+
+FIGURE_NUMBERS = (("frechet", "Frechet distance (squared)"), ("accuracy", "prompt accuracy"))
+
+
+def gather(runs: list[tuple[str, Path]], costs: dict[str, float]) -> list[dict[str, Any]]:
+    """One row for each name and guidance, over the evaluation files of its runs' folders.
+
+    Args:
+        runs: (name, folder) of each training; folders that were not judged yet are left out.
+        costs: seconds per training step of each name.
+    """
+    found: dict[tuple[str, float], list[dict[str, Any]]] = {}
+    for name, folder in runs:
+        for path in sorted(folder.glob("evaluation-*.json")):
+            judged = json.loads(path.read_text())
+            found.setdefault((name, judged["guidance"]), []).append(judged)
+    return [_row(name, guidance, judged, costs) for (name, guidance), judged in found.items()]
+
+
+def _row(name: str, guidance: float, judged: list[dict[str, Any]], costs: dict[str, float]) -> dict[str, Any]:
+    unit = next(iter(costs.values()))
+    steps: dict[str, dict[str, dict[str, float]]] = {}
+    for i, row in enumerate(judged[0]["steps"]):
+        numbers = [key for key, _ in FIGURE_NUMBERS if key in row]
+        steps[str(row["steps"])] = {key: summary([one["steps"][i][key]["mean"] for one in judged]) for key in numbers}
+    return {
+        "name": name, "guidance": guidance, "cost": costs[name] / unit,
+        "training_steps": judged[0]["trained"]["train"]["max_steps"], "num": judged[0]["num"],
+        "seeds": [one["trained"]["train"]["seed"] for one in judged],
+        "floor": summary([one["frechet_floor"]["mean"] for one in judged]), "steps": steps,
+    }
+
+
+def as_markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table, best one-step distance first."""
+    if not rows:
+        return "nothing was judged yet"
+    counts = list(rows[0]["steps"])
+    head = ["training", "guidance", "cost of a step", "steps", "seeds", *(f"in {n}" for n in counts)]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in sorted(rows, key=lambda row: row["steps"][counts[0]]["frechet"]["mean"]):
+        cells = [row["name"], f"{row['guidance']:g}", f"{row['cost']:.2f}", str(row["training_steps"])]
+        cells.append(str(len(row["seeds"])))
+        for count in counts:
+            found = row["steps"][count]
+            accuracy = f", {_number(found['accuracy'])}" if "accuracy" in found else ""
+            cells.append(f"{_number(found['frechet'])}{accuracy}")
+        lines.append("| " + " | ".join(cells) + " |")
+    floor = rows[0]["floor"]["mean"]
+    lines += ["", f"Cells: squared Frechet distance, prompt accuracy; N = {rows[0]['num']}, floor {floor:.3f}."]
+    return "\n".join(lines)
+
+
+def _number(value: dict[str, float]) -> str:
+    return f"{value['mean']:.3f}" + (f" ± {value['std']:.3f}" if "std" in value else "")
+
+
+def quality_figure(rows: list[dict[str, Any]], path: Path) -> None:
+    """Distance and accuracy against the number of steps, a line for each row, with the real-vs-real floor."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    numbers = [(key, label) for key, label in FIGURE_NUMBERS if rows and key in next(iter(rows[0]["steps"].values()))]
+    figure, axes = plt.subplots(1, max(1, len(numbers)), figsize=(5.5 * max(1, len(numbers)), 4.5), squeeze=False)
+    for axis, (key, label) in zip(axes[0], numbers, strict=False):
+        for row in rows:
+            counts = [int(n) for n in row["steps"]]
+            means = [row["steps"][str(n)][key]["mean"] for n in counts]
+            spread = [row["steps"][str(n)][key].get("std", 0.0) for n in counts]
+            guided = f" (guidance {row['guidance']:g})" if row["guidance"] != 1 else ""
+            axis.errorbar(counts, means, yerr=spread, marker="o", markersize=4, capsize=2, label=row["name"] + guided)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(counts, [str(n) for n in counts])
+        axis.set_xlabel("network steps")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+        if key == "frechet":
+            axis.set_yscale("log")
+            axis.axhline(rows[0]["floor"]["mean"], color="black", linestyle=":", label="real masks")
+    axes[0][0].legend(fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
