@@ -13,7 +13,7 @@ from metrics.efficientnet import EfficientNetLite0, lite0_features
 from metrics.judge import Judge
 
 
-class MissingExtraError(ImportError):
+class MissingExtraError(ModuleNotFoundError):
     """An optional package is not installed; the message names it."""
 
 
