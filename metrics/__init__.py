@@ -1,1 +1,1 @@
-"""What a mask is worth: reconstruction (IoU, Dice), distance of distributions (Frechet), and what a classifier sees."""
+"""What masks are worth: alone, beside a target, as a set beside the real set, and through the eyes of a network."""

@@ -41,8 +41,8 @@ def dice(pred: Tensor, target: Tensor) -> Tensor:
     return torch.where(total > 0, 2 * both / total.clamp(min=1), torch.ones_like(both))
 
 
-class _MeanOfMasks(Metric):
-    """Mean over all masks that were seen, on all processes."""
+class MeanOfMasks(Metric):
+    """Mean over all masks that were seen, on all processes; ``scores`` says what of each mask."""
 
     is_differentiable = False
     higher_is_better = True
@@ -69,14 +69,14 @@ class _MeanOfMasks(Metric):
         return self.score_sum / self.seen
 
 
-class MaskIoU(_MeanOfMasks):
+class MaskIoU(MeanOfMasks):
     """Mean over masks of ``iou``."""
 
     def scores(self, pred: Tensor, target: Tensor) -> Tensor:
         return iou(pred, target)
 
 
-class MaskDice(_MeanOfMasks):
+class MaskDice(MeanOfMasks):
     """Mean over masks of ``dice``."""
 
     def scores(self, pred: Tensor, target: Tensor) -> Tensor:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from metrics.judge import Judge
     from scripts.seeded import Recipe
 
-GREY = (0.1, 0.9)
-
 
 def main(argv: list[str] | None = None) -> None:
     args = sys.argv[1:] if argv is None else argv
@@ -61,6 +59,7 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
 
     from metrics.frechet import frechet_distance
     from metrics.report import summary
+    from metrics.sets import grey_share
     from scripts.seeded import build_sampler_for, choose_device, recipes
 
     if min(len(train), len(held_out)) < 2:
@@ -91,7 +90,7 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
             result = {"frechet": frechet_distance(features, real_features)}
             if judge.score and logits is not None:
                 result["accuracy"] = judge.score(logits, prompts)
-            result["grey"] = float(((p > GREY[0]) & (p < GREY[1])).double().mean())
+            result["grey"] = grey_share(p)
             results.append(result | {"ms_per_mask": 1000 * seconds / num})
 
     return {
