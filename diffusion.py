@@ -22,7 +22,7 @@ from models.optim import build_optimizer, reseed
 from models.sharding import shard_parts
 from models.text import Condition, TextEncoder
 from models.vae import Posterior
-from samplers import Sampler, When, build_sampler
+from samplers import Guidance, Sampler, Solver, When, build_sampler
 from samplers.base import mean_squared_error
 
 MAKE = "bash scripts/train_stage_2.sh"
@@ -118,14 +118,15 @@ class DiffusionModule(L.LightningModule):
         *,
         steps: int | None = None,
         times: Sequence[float] | None = None,
-        guidance: float = 1.0,
-        sampler: Sampler | None = None,
+        shift: float = 1.0,
+        guidance: float | Guidance = 1.0,
+        sampler: Solver | None = None,
         randn: Callable[[Tensor], Tensor] = torch.randn_like,
     ) -> Tensor:
         """Probabilities [B,C,H,W] of the masks that B prompts and noise [B,Cz,h,w] give, by the averaged network."""
         cond: Condition = self.encode_text(list(prompts), noise.device)
         z = (sampler or self.sampler).sample(
-            self.average, noise, cond, steps=steps, times=times, guidance=guidance, randn=randn
+            self.average, noise, cond, steps=steps, times=times, shift=shift, guidance=guidance, randn=randn
         )
         return self.autoencoder.to_pixels(z).sigmoid()
 

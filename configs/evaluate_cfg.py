@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.checks import non_negative, positive, require
+from configs.checks import positive, require
 from configs.generate_cfg import check_steps
+from configs.sampling_cfg import SamplingCfg
 
 
 @dataclass(frozen=True)
-class EvaluateCfg:
+class EvaluateCfg(SamplingCfg):
     """Everything that an evaluation needs."""
 
     checkpoint: str
@@ -21,10 +22,6 @@ class EvaluateCfg:
     """Repetitions with other noise and other draws; with 2 or more the table shows mean and standard deviation."""
     seed: int = 0
     """Seed of the first repetition and of the classifier."""
-    guidance: float = 1.0
-    """Classifier-free guidance (1: none)."""
-    sampler: str = ""
-    """Another sampler of the checkpoint's family; empty: the trained one."""
     classifier: str = ""
     """File of the classifier: read if it exists, else written after training; empty: train one and forget it."""
     classifier_steps: int = 1000
@@ -37,11 +34,11 @@ class EvaluateCfg:
     """What to run on; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.checkpoint.strip()), "checkpoint", self.checkpoint, "the path of a stage-2 checkpoint")
         require(self.num == 0 or self.num >= 2, "num", self.num, "0 (as many as are held out) or at least 2")
         require(len(self.steps) > 0, "steps", self.steps, "one or more numbers, such as 1 4 32")
         check_steps(self.steps)
         for name in ("seeds", "classifier_steps", "batch_size"):
             positive(name, getattr(self, name))
-        non_negative("guidance", self.guidance)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")

@@ -6,11 +6,12 @@ from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction
 
-from configs.checks import ConfigError, fraction, non_negative, positive, require
+from configs.checks import ConfigError, positive, require
+from configs.sampling_cfg import SamplingCfg
 
 
 @dataclass(frozen=True)
-class GenerateCfg:
+class GenerateCfg(SamplingCfg):
     """Everything that a generation needs."""
 
     checkpoint: str
@@ -25,12 +26,6 @@ class GenerateCfg:
     """Network steps, such as 1, or 1 4 32 for the same masks in each of them; none: the sampler's own number."""
     times: str = ""
     """Irregular steps instead: rising times from 0 (noise) to 1 (mask), such as 0,0.3,0.5,1."""
-    sampler: str = ""
-    """Another sampler of the checkpoint's family, such as ddim for a ddpm checkpoint; empty: the trained one."""
-    eta: float | None = None
-    """DDIM's noise (0: deterministic, 1: DDPM's); none: as trained."""
-    guidance: float = 1.0
-    """Classifier-free guidance: 0 ignores the prompt, 1 follows it, above 1 exaggerates it."""
     seed: int = 0
     """Mask k of every prompt has the seed SEED + k: alone, it decides the mask, at any batch size."""
     threshold: float = 0.5
@@ -49,6 +44,7 @@ class GenerateCfg:
     """What to run on; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         require(bool(self.checkpoint.strip()), "checkpoint", self.checkpoint, "the path of a stage-2 checkpoint")
         if not self.prompt and not self.prompts_file:
             raise ConfigError('nothing to draw: give --prompt "a giraffe" (once or more often) or --prompts-file')
@@ -59,9 +55,8 @@ class GenerateCfg:
         if self.times and self.steps:
             raise ConfigError("give either steps or times: the list of times already says how many steps there are")
         _ = self.time_list  # raises for a list that cannot be read
-        if self.eta is not None:
-            fraction("eta", self.eta)
-        non_negative("guidance", self.guidance)
+        if self.times and self.shift != 1:
+            raise ConfigError("give either shift or times: shift moves regular steps, and the list of times has none")
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
         require(0 < self.threshold < 1, "threshold", self.threshold, "above 0 and below 1")
 

@@ -1,4 +1,7 @@
-"""Pluggable samplers: each is one config class, one file here, and one line of ``SAMPLERS``."""
+"""Pluggable samplers: each is one config class, one file here, and one line of ``SAMPLERS``.
+
+``SOLVERS`` are no training objectives: they drive networks that a sampler of ``SAMPLERS`` has trained.
+"""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -16,22 +19,28 @@ from configs.sampler_cfg import (
     SoFlowCfg,
     SplitCfg,
 )
+from configs.solver_cfg import DPMppCfg, FlowDDIMCfg, FlowDDPMCfg, HeunCfg, RestartCfg, SolverCfg
+from samplers.ancestral import FlowDDIM, FlowDDPM
 from samplers.base import Sampler, Targets, When
 from samplers.ddim import DDIM
 from samplers.ddpm import DDPM
+from samplers.dpmpp import DPMpp
 from samplers.flow import FlowMatching
-from samplers.guidance import Guided
+from samplers.guidance import Guidance, Guided
+from samplers.heun import Heun
 from samplers.lagrangian import Lagrangian
 from samplers.meanflow import IMF, MeanFlow
 from samplers.net import Cond, Net
+from samplers.restart import Restart
 from samplers.shortcut import Shortcut
 from samplers.soflow import SoFlow
+from samplers.solver import Solver
 from samplers.split import Split
 
 __all__ = [
-    "SAMPLERS", "Cond", "Guided", "Net", "Sampler", "SamplerMismatch", "Targets", "When", "build_sampler",
-    "sampler_for",
-]
+    "SAMPLERS", "SOLVERS", "Cond", "Guidance", "Guided", "Net", "Sampler", "SamplerMismatch", "Solver", "Targets",
+    "When", "build_sampler", "sampler_for", "solvers_of",
+]  # fmt: skip
 
 SAMPLERS: dict[type[SamplerCfg], type[Sampler]] = {
     ShortcutCfg: Shortcut,
@@ -43,6 +52,13 @@ SAMPLERS: dict[type[SamplerCfg], type[Sampler]] = {
     LagrangianCfg: Lagrangian,
     DDPMCfg: DDPM,
     DDIMCfg: DDIM,
+}
+SOLVERS: dict[type[SolverCfg], type[Solver]] = {
+    HeunCfg: Heun,
+    DPMppCfg: DPMpp,
+    FlowDDIMCfg: FlowDDIM,
+    FlowDDPMCfg: FlowDDPM,
+    RestartCfg: Restart,
 }
 FREE_AFTER_TRAINING = {"steps", "heun", "eta"}
 
@@ -63,7 +79,12 @@ def build_sampler(cfg: SamplerCfg) -> Sampler:
     return SAMPLERS[type(cfg)](cfg)
 
 
-def sampler_for(trained: SamplerCfg, name: str | None = None, **overrides: Any) -> Sampler:
+def solvers_of(trained: SamplerCfg) -> dict[str, tuple[type[Any], type[Solver]]]:
+    """Name -> config and class of every sampler that can drive a network trained under ``trained``."""
+    return {solver.name: (cfg_type, solver) for cfg_type, solver in _all() if isinstance(trained, solver.drives)}
+
+
+def sampler_for(trained: SamplerCfg, name: str | None = None, **overrides: Any) -> Solver:
     """The sampler ``name`` for a network that was trained under ``trained``.
 
     Whatever training has fixed (schedule, prediction, grid ...) is carried over.
@@ -77,27 +98,30 @@ def sampler_for(trained: SamplerCfg, name: str | None = None, **overrides: Any) 
         SamplerMismatch: the network cannot answer what this sampler asks.
         ValueError: an unknown name, or a setting that training has fixed.
     """
-    by_name = {sampler.name: (cfg_type, sampler) for cfg_type, sampler in SAMPLERS.items()}
-    trained_name = SAMPLERS[type(trained)].name
-    if name is not None and name not in by_name:
-        raise ValueError(f"sampler is {name!r}, but it must be one of {_listed(by_name)}")
-    cfg_type, sampler = by_name[name or trained_name]
-    if not isinstance(trained, sampler.drives):
-        fitting = [other.name for other in SAMPLERS.values() if isinstance(trained, other.drives)]
+    learned, fitting = build_sampler(trained), solvers_of(trained)
+    wanted = name or learned.name
+    asked = {solver.name: solver.answers for _, solver in _all()}
+    if wanted not in asked:
+        raise ValueError(f"sampler is {wanted!r}, but it must be one of {_listed(asked)}")
+    if wanted not in fitting:
         raise SamplerMismatch(
-            f"A network trained with {trained_name} cannot be driven by {sampler.name}: it answers "
-            f"{SAMPLERS[type(trained)].answers}, but {sampler.name} asks for {sampler.answers}; "
-            f"use {' or '.join(fitting)}."
+            f"A network trained with {learned.name} cannot be driven by {wanted}: it answers {learned.answers}, "
+            f"but {wanted} asks for {asked[wanted]}; use {' or '.join(fitting)}."
         )
+    cfg_type, solver = fitting[wanted]
     names = {field.name for field in fields(cfg_type)}
     for key in overrides.keys() - (names & FREE_AFTER_TRAINING):
         raise ValueError(
-            f"{key} cannot be chosen for {sampler.name} after training; only {_listed(names & FREE_AFTER_TRAINING)} can"
+            f"{key} cannot be chosen for {wanted} after training; only {_listed(names & FREE_AFTER_TRAINING)} can"
         )
     carried = {key: getattr(trained, key) for key in names if hasattr(trained, key)}
     if cfg_type is not type(trained):  # the number of steps that suits one sampler does not suit the other
         carried["steps"] = min(cfg_type.steps, getattr(trained, "timesteps", cfg_type.steps))
-    return sampler.driving(trained, cfg_type(**{**carried, **overrides}))
+    return solver.driving(learned, cfg_type(**{**carried, **overrides}))
+
+
+def _all() -> list[tuple[type[Any], type[Solver]]]:
+    return [*SAMPLERS.items(), *SOLVERS.items()]
 
 
 def _listed(names: Iterable[str]) -> str:

@@ -1,24 +1,18 @@
-"""What a sampler is: how to make training targets, how to take one step, and the one loss and one loop around them.
+"""What a sampler is: how to make training targets and the one loss around them, beside the steps of a solver."""
 
-Time runs from 0 (noise) to 1 (data) in every sampler; ``dt`` is the step that the network is asked to take, 0 meaning
-the instantaneous velocity.
-"""
-
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, ClassVar, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.sampler_cfg import SamplerCfg
-from samplers.guidance import Guided
-from samplers.net import Net, Randn
+from samplers.net import Net
+from samplers.solver import Solver
 
 LOSS_OFFSET = 0.01  # keeps the adaptive weight of a perfect row finite (Geng et al. 2025)
-S = TypeVar("S", bound="Sampler")
 Measure = Callable[[Tensor, Tensor], Tensor]
 """(answer, wanted), both [B,C,h,w] -> the error of each row [B]."""
 
@@ -55,35 +49,14 @@ class Targets:
     gain: Tensor | None = None  # [B] the adaptive weight sees the error as if the difference were this much larger
 
 
-class Sampler(ABC):
+class Sampler(Solver):
     """A training objective and the steps that belong to it; it has no parameters and keeps nothing between calls."""
 
-    name: ClassVar[str]
-    """What users call it."""
-    drives: ClassVar[type[SamplerCfg]]
-    """Networks trained under this config, or one derived from it, understand this sampler's questions."""
-    answers: ClassVar[str]
-    """What a network trained by this sampler answers, as half a sentence."""
-
-    def __init__(self, cfg: SamplerCfg) -> None:
-        self.cfg = cfg
-
-    @classmethod
-    def driving(cls: type[S], trained: SamplerCfg, cfg: SamplerCfg) -> S:
-        """This sampler with the settings ``cfg``, for a network that was trained under ``trained``."""
-        return cls(cfg)
+    cfg: SamplerCfg
 
     @abstractmethod
     def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
         """``targets`` after condition dropout; called without gradients."""
-
-    @abstractmethod
-    def step(self, net: Net, x: Tensor, t: float, s: float, cond: Any, randn: Randn) -> Tensor:
-        """Move ``x`` [B,C,h,w] from time ``t`` to the later time ``s``."""
-
-    def reading(self, net: Net) -> Net:
-        """The network as this sampler understands it; most take its answers as they are."""
-        return net
 
     def targets(self, x1: Tensor, cond: Any, teacher: Net, when: When = START) -> Targets:
         """Draw what the network should answer for a batch of data.
@@ -129,71 +102,3 @@ class Sampler(ABC):
             seen = plain if goal.gain is None else plain * goal.gain**2
             weight = weight / (seen + LOSS_OFFSET) ** self.cfg.loss_power  # Geng et al. 2025, section 4.3
         return (weight * error).mean(), {name: plain[rows].mean() for name, rows in goal.parts.items()}
-
-    def times(self, steps: int) -> Tensor:
-        """``steps`` regular steps: rising times from 0 to 1, float64 [steps + 1] on the CPU.
-
-        Raises:
-            ValueError: ``steps`` is not a positive whole number, or more than this sampler has.
-        """
-        if isinstance(steps, bool) or not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"steps is {steps!r}, but it must be a positive whole number")
-        return torch.arange(steps + 1, dtype=torch.float64) / steps
-
-    def irregular(self, times: Sequence[float] | Tensor) -> Tensor:
-        """The user's own times, checked: float64 [n] on the CPU.
-
-        Raises:
-            ValueError: they do not rise from 0 to 1.
-        """
-        grid = torch.as_tensor(times, dtype=torch.float64).detach().cpu()
-        values = [round(value, 6) for value in grid.flatten().tolist()]
-        if grid.ndim != 1 or len(grid) < 2:
-            raise ValueError(f"times is {values}, but it must be a flat list of two or more times, such as [0, 0.5, 1]")
-        if not bool(grid.isfinite().all()):
-            raise ValueError(f"times is {values}, but every time must be a finite number")
-        if grid[0] != 0 or grid[-1] != 1 or bool((grid.diff() <= 0).any()):
-            raise ValueError(f"times is {values}, but times must rise strictly from 0 (noise) to 1 (data)")
-        return grid
-
-    def scale(self, guidance: float | Tensor, t: float, s: float) -> float | Tensor:
-        """Guidance to apply to the network's answers on the way from ``t`` to ``s``."""
-        return guidance
-
-    @torch.no_grad()
-    def sample(
-        self,
-        net: Net,
-        noise: Tensor,
-        cond: Any,
-        *,
-        steps: int | None = None,
-        times: Sequence[float] | Tensor | None = None,
-        guidance: float | Tensor = 1.0,
-        randn: Randn = torch.randn_like,
-    ) -> Tensor:
-        """Turn noise into data.
-
-        Args:
-            net: trained network.
-            noise: standard normal [B,C,h,w]. The caller draws it, so that every mask can have its own seed.
-            cond: B prompts (see ``net.Cond``).
-            steps: number of regular steps; the config's number where neither this nor ``times`` is given.
-            times: irregular steps instead: rising times from 0 to 1.
-            guidance: 1 follows the prompt as learned, 0 ignores it; one number or one per row [B].
-            randn: source of the noise that stochastic steps add.
-
-        Returns:
-            [B,C,h,w], of the dtype of ``noise``.
-
-        Raises:
-            ValueError: both or impossible ``steps`` and ``times``.
-        """
-        if steps is not None and times is not None:
-            raise ValueError(f"steps is {steps!r} and times is given too, but only one of them can decide the steps")
-        regular = self.cfg.steps if steps is None else steps
-        grid = (self.times(regular) if times is None else self.irregular(times)).tolist()
-        x, net = noise, self.reading(net)
-        for t, s in pairwise(grid):
-            x = self.step(Guided(net, self.scale(guidance, t, s)), x, t, s, cond, randn).to(noise.dtype)
-        return x

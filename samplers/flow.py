@@ -1,17 +1,18 @@
 """Flow matching on the straight path between noise and data (Lipman et al. 2023; Liu et al. 2023)."""
 
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from configs.sampler_cfg import FlowCfg, FlowMapCfg, SamplerCfg
+from configs.sampler_cfg import FlowCfg, SamplerCfg
 from samplers.base import Sampler, Targets, When
+from samplers.bridge import Straight
 from samplers.coupling import paired, plug_in_velocity
+from samplers.heun import heun_step
 from samplers.net import Net, Randn, filled, spread, time_dtype
 
-F = TypeVar("F", bound="FlowMatching")
 LEAST_REST = 1e-3  # of the path: keeps the velocity of a network that answers data finite at the very end
 LEAST_TRAINED_REST = 0.05  # the same for the loss, whose weight grows as 1/rest^2
 
@@ -31,20 +32,8 @@ class FlowMatching(Sampler):
 
     name: ClassVar[str] = "flow"
     drives: ClassVar[type[SamplerCfg]] = FlowCfg
-    answers: ClassVar[str] = "the instantaneous velocity on the straight path x_t = (1 - t) noise + t mask"
+    answers: ClassVar[str] = Straight.answers
     cfg: FlowCfg
-
-    def __init__(self, cfg: FlowCfg) -> None:
-        super().__init__(cfg)
-        self.velocity_guidance = 1.0
-        """Guidance that the network holds at dt > 0 and lacks at dt = 0."""
-
-    @classmethod
-    def driving(cls: type[F], trained: SamplerCfg, cfg: SamplerCfg) -> F:
-        sampler = super().driving(trained, cfg)
-        if isinstance(trained, FlowMapCfg):
-            sampler.velocity_guidance = trained.train_guidance
-        return sampler
 
     def reading(self, net: Net) -> Net:
         return VelocityFromData(net) if self.cfg.prediction == "x" else net
@@ -84,21 +73,10 @@ class FlowMatching(Sampler):
         cap = rest / rest.clamp(min=LEAST_TRAINED_REST)
         return replace(goal, weight=goal.weight * cap**2, gain=cap if goal.gain is None else goal.gain * cap)
 
-    def query(self, step: float) -> float:
-        """The ``dt`` that stands for a step of this length."""
-        return 0.0
-
-    def scale(self, guidance: float | Tensor, t: float, s: float) -> float | Tensor:
-        # A net trained with guidance w answers u_w = u_null + w (u_cond - u_null) for prompts at dt > 0, so that
-        # u_null + g (u_w - u_null) = u_null + g w (u_cond - u_null): at dt = 0 the factor w has to be put in here.
-        return guidance * self.velocity_guidance if self.query(s - t) == 0 else guidance
-
     def step(self, net: Net, x: Tensor, t: float, s: float, cond: Any, randn: Randn) -> Tensor:
-        dt = filled(self.query(s - t), x)
-        u = net(x, filled(t, x), dt, cond)
         if self.cfg.heun:
-            u = (u + net(x + (s - t) * u, filled(s, x), dt, cond)) / 2  # Karras et al. 2022, algorithm 1
-        return x + (s - t) * u
+            return heun_step(net, x, t, s, cond)
+        return x + (s - t) * net(x, filled(t, x), filled(self.query(s - t), x), cond)
 
 
 def interpolate(noise: Tensor, x1: Tensor, t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from configs.sampler_cfg import FlowMapCfg
 from samplers.base import START, Targets, When
 from samplers.flow import FlowMatching, interpolate
-from samplers.guidance import Guided, RowGuided, mix
+from samplers.guidance import Asked, Guidance, Guided, RowGuided, mix
 from samplers.net import Net, spread, time_dtype
 
 SHORTEST_LOG_JUMP = 1 / 64
@@ -53,6 +53,15 @@ class FlowMap(FlowMatching):
 
     def query(self, step: float) -> float:
         return step
+
+    def guided(self, net: Net, guidance: Guidance, t: float, s: float) -> Net:
+        if self.cfg.most_guidance == 0 or self.query(s - t) == 0:
+            return super().guided(net, guidance, t, s)
+        # A guidance of 1 is the one that networks without this input hold; beyond the trained range, extrapolate.
+        scale = self.cfg.train_guidance * guidance.at(t)
+        least, most = (scale.min(), scale.max()) if isinstance(scale, Tensor) else (scale, scale)
+        trained = bool(least >= 1) and bool(most <= self.cfg.most_guidance)
+        return Asked(net, scale) if trained else Guided(net, scale)
 
     def targets(self, x1: Tensor, cond: Any, teacher: Net, when: When = START) -> Targets:
         if len(x1) == 1:  # one row serves both ends, since either alone would never train the other

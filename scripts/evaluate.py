@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,8 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
         raise ConfigError(f"{len(train)} training and {len(held_out)} held-out masks are too few: 2 of each are needed")
     started = time.perf_counter()
     device = choose_device(cfg.accelerator)
-    sampler = build_sampler_for(module.cfg.sampler, cfg.sampler)
-    ways = recipes(sampler, cfg.steps, None, cfg.guidance)
+    sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
+    ways = recipes(sampler, cfg.steps, None, cfg)
     real, seen = torch.from_numpy(held_out.images), torch.from_numpy(train.images)  # [N,H,W]
     num = cfg.num or len(held_out)
 
@@ -157,9 +158,9 @@ def draw_all(
     import torch
     from tqdm import tqdm
 
-    from scripts.seeded import Recipe, draw
+    from scripts.seeded import draw
 
-    draw(module, prompts[:batch_size], seeds[:batch_size], Recipe(way.sampler, 1, None, way.guidance), device)
+    draw(module, prompts[:batch_size], seeds[:batch_size], replace(way, steps=1), device)
     started, parts = time.perf_counter(), []
     with tqdm(total=len(seeds), desc=f"{way.steps} steps", unit=" masks", leave=False, mininterval=0.5) as bar:
         for at in range(0, len(seeds), batch_size):

@@ -59,11 +59,13 @@ def generate_to_folder(module: Any, cfg: GenerateCfg) -> Path:
     prompts, out = read_prompts(cfg), output_folder(cfg)
     slugs = unique_slugs(prompts)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
-    ways = recipes(sampler, cfg.steps, cfg.time_list, cfg.guidance)
+    ways = recipes(sampler, cfg.steps, cfg.time_list, cfg)
     device = choose_device(cfg.accelerator)
     shared = {
-        "times": cfg.time_list and list(cfg.time_list), "sampler": sampler.name, "guidance": cfg.guidance,
-        "eta": getattr(sampler.cfg, "eta", None), "threshold": cfg.threshold, "checkpoint": file_hash(cfg.checkpoint),
+        "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
+        "eta": getattr(sampler.cfg, "eta", None), "guidance": cfg.guidance, "guidance_from": cfg.guidance_from,
+        "guidance_to": cfg.guidance_to, "cfg_zero": cfg.cfg_zero, "zero_init": cfg.zero_init,
+        "threshold": cfg.threshold, "checkpoint": file_hash(cfg.checkpoint),
     }
     jobs = [(row, k) for row in range(len(prompts)) for k in range(cfg.num)]
     columns = min(cfg.num, max(4, GRID_COLUMNS // len(ways)))

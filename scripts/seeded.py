@@ -6,14 +6,15 @@ out differently, so ``decided`` draws such a mask again, alone, and takes that a
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from configs.checks import ConfigError
-from samplers import Sampler, SamplerMismatch, sampler_for
+from configs.sampling_cfg import SamplingCfg
+from samplers import Guidance, SamplerMismatch, Solver, sampler_for
 
 DOUBT = 1e-4
 """Distance from the threshold within which a pixel is drawn again: rounding moves a probability by some 1e-6."""
@@ -23,14 +24,15 @@ DOUBT = 1e-4
 class Recipe:
     """How noise becomes a mask."""
 
-    sampler: Sampler
+    sampler: Solver
     steps: int
     times: tuple[float, ...] | None = None
     """Irregular steps; ``steps`` is then their number."""
-    guidance: float = 1.0
+    guidance: Guidance = field(default_factory=Guidance)
+    shift: float = 1.0
 
 
-def build_sampler_for(trained: Any, name: str, eta: float | None = None) -> Sampler:
+def build_sampler_for(trained: Any, name: str, eta: float | None = None) -> Solver:
     """The sampler ``name`` (empty: the trained one) for a network trained under ``trained``.
 
     Raises:
@@ -46,23 +48,25 @@ def build_sampler_for(trained: Any, name: str, eta: float | None = None) -> Samp
 
 
 def recipes(
-    sampler: Sampler, steps: Sequence[int], times: tuple[float, ...] | None, guidance: float
+    sampler: Solver, steps: Sequence[int], times: tuple[float, ...] | None, cfg: SamplingCfg
 ) -> list[Recipe]:
     """One recipe per step count; without any, the sampler's own number, or the given times.
 
     Raises:
-        ConfigError: a step count or times that this sampler cannot take.
+        ConfigError: a step count, times or guidance that this sampler cannot take.
     """
+    guidance = Guidance(cfg.guidance, cfg.guidance_from, cfg.guidance_to, cfg.cfg_zero, cfg.zero_init)
     try:
+        sampler.check(guidance)
         if times is not None:
             sampler.irregular(times)
             return [Recipe(sampler, len(times) - 1, times, guidance)]
         counts = list(steps) or [sampler.cfg.steps]
         for count in counts:
-            sampler.times(count)
+            sampler.times(count, cfg.shift)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return [Recipe(sampler, count, None, guidance) for count in counts]
+    return [Recipe(sampler, count, None, guidance, cfg.shift) for count in counts]
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -93,7 +97,7 @@ def draw(module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Reci
     with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
         p = module.generate(
             list(prompts), noise, sampler=recipe.sampler, steps=None if recipe.times else recipe.steps,
-            times=recipe.times, guidance=recipe.guidance, randn=randn,
+            times=recipe.times, shift=recipe.shift, guidance=recipe.guidance, randn=randn,
         )
     return p.float().cpu()
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from samplers import Net, Sampler
+from samplers import Net, Solver
+from samplers.bridge import VariancePreserving
 from samplers.ddpm import DDPM
 
 
@@ -103,9 +104,9 @@ class Denoiser:
         return eps if self.sampler.cfg.prediction == "eps" else alpha * eps - sigma * x1
 
 
-def exact_net(sampler: Sampler, s: float) -> Net:
-    """What perfect training of ``sampler`` ends in."""
-    return Denoiser(sampler, s) if isinstance(sampler, DDPM) else FlowMap(s)
+def exact_net(sampler: Solver, s: float) -> Net:
+    """What perfect training on the path of ``sampler`` ends in."""
+    return Denoiser(DDPM(sampler.path.cfg), s) if isinstance(sampler.path, VariancePreserving) else FlowMap(s)
 
 
 def toy_net(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from configs.checks import ConfigError
 from configs.data_cfg import DataCfg, FolderSource
 from configs.generate_cfg import GenerateCfg
-from configs.sampler_cfg import DDPMCfg, ShortcutCfg
+from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
 from data.folder import load_folder
 from samplers import SamplerMismatch
 from scripts.generate_masks import generate_to_folder, main, output_folder, read_prompts, slug, unique_slugs
@@ -85,6 +85,30 @@ def test_one_seed_gives_the_same_bytes_at_any_batch_size(sampler, guidance, chec
     assert all(other == seen[0] for other in seen)
 
 
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        (ShortcutCfg(), {"sampler": "restart", "guidance": 2.0, "guidance_from": 0.2}),
+        (ShortcutCfg(), {"sampler": "ddim", "eta": 1.0, "shift": 2.0}),
+        (FlowCfg(), {"sampler": "dpmpp", "guidance": 2.0, "cfg_zero": True, "zero_init": 0.25}),
+        (FlowCfg(), {"sampler": "heun", "guidance": 2.0, "guidance_to": 0.5}),
+        (DDPMCfg(timesteps=20, steps=8), {"sampler": "ddim", "eta": 0.7, "guidance": 3.0}),
+    ],
+    ids=str,
+)
+def test_options_change_the_masks_but_no_batch_size_does(sampler, options, checkpoint, tmp_path):
+    def pixels(name: str, batch_size: int, **chosen: Any) -> dict[str, bytes]:
+        cfg = cfg_for(checkpoint, tmp_path / name, batch_size=batch_size, steps=(4,), **chosen)
+        out = generate_to_folder(FakeModule(sampler), cfg)
+        assert all(row.items() >= chosen.items() for row in rows(out))
+        return {name: np.asarray(Image.open(out / name)).tobytes() for name in files(out)}
+
+    asked = pixels("1", 1, **options)
+    assert pixels("3", 3, **options) == pixels("64", 64, **options) == asked
+    for key in options.keys() - {"sampler"}:
+        assert pixels(f"without-{key}", 64, **{k: v for k, v in options.items() if k != key}) != asked
+
+
 def test_mask_k_is_the_first_mask_of_seed_plus_k_and_of_any_company(checkpoint, tmp_path):
     sampler = DDPMCfg(timesteps=20, steps=8)
     many = generate_to_folder(FakeModule(sampler), cfg_for(checkpoint, tmp_path / "many", seed=7))
@@ -113,8 +137,9 @@ def test_the_manifest_says_how_each_file_was_made_and_reads_back_as_a_training_s
     manifest = rows(out)
     assert len(manifest) == 2 * 5 * 2
     assert manifest[0] == {
-        "file_name": "a-cat-s01-0000.png", "text": "a cat", "seed": 0, "steps": 1, "times": None, "sampler": "shortcut",
-        "guidance": 1.0, "eta": None, "threshold": 0.5,
+        "file_name": "a-cat-s01-0000.png", "text": "a cat", "seed": 0, "steps": 1, "times": None, "shift": 1.0,
+        "sampler": "shortcut", "eta": None, "guidance": 1.0, "guidance_from": 0.0, "guidance_to": 1.0,
+        "cfg_zero": False, "zero_init": 0.0, "threshold": 0.5,
         "checkpoint": hashlib.sha256(b"weights").hexdigest(),
     }  # fmt: skip
     for row in manifest:
@@ -163,9 +188,11 @@ def test_a_folder_in_use_is_refused_and_overwriting_removes_only_what_its_manife
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"sampler": "ddpm"}, {"sampler": "euler"}, {"eta": 0.5}, {"num": 0}, {"steps": (0,)}, {"steps": (1, 1)},
+        {"sampler": "euler"}, {"eta": 0.5}, {"num": 0}, {"steps": (0,)}, {"steps": (1, 1)},
         {"times": "0,0.5"}, {"times": "0,1", "steps": (1,)}, {"times": "0,x,1"}, {"threshold": 1.0}, {"seed": -1},
-        {"guidance": float("nan")}, {"prompt": ()}, {"size": 0}, {"batch_size": 0}, {"checkpoint": " "},
+        {"cfg_zero": True}, {"zero_init": 0.1}, {"shift": 0.0}, {"shift": 2.0, "times": "0,1"}, {"guidance_from": 1.0},
+        {"zero_init": 1.0}, {"guidance_to": 1.5}, {"guidance": float("nan")}, {"prompt": ()}, {"size": 0},
+        {"batch_size": 0}, {"checkpoint": " "},
     ],
     ids=str,
 )  # fmt: skip

@@ -10,14 +10,34 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, SamplerCfg, ShortcutCfg
-from samplers import SAMPLERS, Guided, Sampler, SamplerMismatch, build_sampler, sampler_for
+from samplers import (
+    SAMPLERS,
+    SOLVERS,
+    Guidance,
+    Guided,
+    Sampler,
+    SamplerMismatch,
+    Solver,
+    build_sampler,
+    sampler_for,
+    solvers_of,
+)
 from samplers.flow import FlowMatching
 from samplers.guidance import RowGuided
 from samplers.shortcut import Shortcut
 from tests.gaussian import Prompt, column, exact_net, prompts, toy_net
 
-EVERY = [pytest.param(build_sampler(cfg_type()), id=cfg_type.__name__) for cfg_type in SAMPLERS]
-every_sampler = pytest.mark.parametrize("sampler", EVERY)
+every_sampler = pytest.mark.parametrize(
+    "sampler", [pytest.param(build_sampler(cfg_type()), id=cfg_type.__name__) for cfg_type in SAMPLERS]
+)
+every_pair = pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(sampler_for(cfg_type(), name), id=f"{name}-on-{cfg_type.__name__}")
+        for cfg_type in SAMPLERS
+        for name in solvers_of(cfg_type())
+    ],
+)
 MEANS = (0.7, -1.2, 0.0)
 
 
@@ -36,18 +56,18 @@ def row_noise(*seeds: int) -> Callable[[Tensor], Tensor]:
 # Sampling
 
 
-@every_sampler
+@every_pair
 @given(inner=st.sets(st.integers(1, 999), max_size=6))
 @settings(deadline=None, max_examples=15)
-def test_a_single_point_is_reached_exactly_over_any_times(sampler: Sampler, inner: set[int]) -> None:
+def test_a_single_point_is_reached_exactly_over_any_times(sampler: Solver, inner: set[int]) -> None:
     times = [0.0, *(n / 1000 for n in sorted(inner)), 1.0]
     sample = sampler.sample(exact_net(sampler, 0.0), noise(), prompts(*MEANS), times=times)
     torch.testing.assert_close(sample, column(prompts(*MEANS).mean).expand_as(sample), rtol=0, atol=1e-7)
 
 
-@every_sampler
-@pytest.mark.parametrize("guidance", [1.0, 2.0])
-def test_samples_do_not_depend_on_the_batch_they_are_in(sampler: Sampler, guidance: float) -> None:
+@every_pair
+@pytest.mark.parametrize("guidance", [1.0, 2.0, Guidance(2.0, start=0.3, stop=0.7)], ids=["1", "2", "2 inside"])
+def test_samples_do_not_depend_on_the_batch_they_are_in(sampler: Solver, guidance: Any) -> None:
     together = sampler.sample(toy_net, noise(), prompts(*MEANS), steps=6, guidance=guidance, randn=row_noise(0, 1, 2))
     for i in range(3):
         alone = sampler.sample(
@@ -56,8 +76,8 @@ def test_samples_do_not_depend_on_the_batch_they_are_in(sampler: Sampler, guidan
         assert torch.equal(alone, together[i : i + 1])
 
 
-@every_sampler
-def test_sampling_is_regular_by_default_and_keeps_its_inputs_and_dtype(sampler: Sampler) -> None:
+@every_pair
+def test_sampling_is_regular_by_default_and_keeps_its_inputs_and_dtype(sampler: Solver) -> None:
     start = noise().float()
     copy = start.clone()
     default, named, listed = (
@@ -70,17 +90,17 @@ def test_sampling_is_regular_by_default_and_keeps_its_inputs_and_dtype(sampler: 
     assert default.dtype == torch.float32
 
 
-@every_sampler
-def test_sampling_keeps_no_graph(sampler: Sampler) -> None:
+@every_pair
+def test_sampling_keeps_no_graph(sampler: Solver) -> None:
     weight = torch.ones((), requires_grad=True)
     sample = sampler.sample(lambda x, t, dt, cond: weight * x, noise(), prompts(*MEANS), steps=2)
     assert not sample.requires_grad
 
 
-@every_sampler
+@every_pair
 @given(steps=st.integers(1, 128))
 @settings(deadline=None, max_examples=25)
-def test_regular_times_rise_from_noise_to_data(sampler: Sampler, steps: int) -> None:
+def test_regular_times_rise_from_noise_to_data(sampler: Solver, steps: int) -> None:
     times = sampler.times(steps)
     assert times.shape == (steps + 1,)
     assert (times[0], times[-1]) == (0, 1)
@@ -89,7 +109,7 @@ def test_regular_times_rise_from_noise_to_data(sampler: Sampler, steps: int) -> 
     torch.testing.assert_close(sampler.irregular(times), times)
 
 
-@every_sampler
+@every_pair
 @pytest.mark.parametrize(
     ("times", "sentence"),
     [
@@ -102,21 +122,36 @@ def test_regular_times_rise_from_noise_to_data(sampler: Sampler, steps: int) -> 
         ([[0, 1]], r"times is \[0\.0, 1\.0\], but it must be a flat list"),
     ],
 )
-def test_bad_times_are_refused_with_their_values(sampler: Sampler, times: list[float], sentence: str) -> None:
+def test_bad_times_are_refused_with_their_values(sampler: Solver, times: list[float], sentence: str) -> None:
     with pytest.raises(ValueError, match=sentence):
         sampler.sample(toy_net, noise(), prompts(*MEANS), times=times)
 
 
-@every_sampler
+@every_pair
 @pytest.mark.parametrize("steps", [0, -3, 2.5, True])
-def test_bad_step_counts_are_refused_with_their_value(sampler: Sampler, steps: Any) -> None:
+def test_bad_step_counts_are_refused_with_their_value(sampler: Solver, steps: Any) -> None:
     with pytest.raises(ValueError, match=f"steps is {steps!r}, but it must be a positive whole number"):
         sampler.sample(toy_net, noise(), prompts(*MEANS), steps=steps)
+
+
+@every_pair
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+def test_samples_keep_a_narrow_dtype_while_times_are_wide(sampler: Solver, dtype: torch.dtype) -> None:
+    seen: list[torch.dtype] = []
+
+    def net(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
+        seen.extend([t.dtype, dt.dtype])
+        return x
+
+    assert sampler.sample(net, noise().to(dtype), prompts(*MEANS), steps=3).dtype == dtype
+    assert set(seen) == {torch.promote_types(dtype, torch.float32)}
 
 
 def test_steps_and_times_together_are_refused() -> None:
     with pytest.raises(ValueError, match="steps is 2 and times is given too"):
         build_sampler(FlowCfg()).sample(toy_net, noise(), prompts(*MEANS), steps=2, times=[0, 1])
+    with pytest.raises(ValueError, match=r"shift is 3\.0 and times is given too"):
+        build_sampler(FlowCfg()).sample(toy_net, noise(), prompts(*MEANS), shift=3.0, times=[0, 1])
 
 
 # The loss
@@ -207,7 +242,6 @@ def test_narrow_networks_get_wide_times_and_a_wide_loss(sampler: Sampler, dtype:
     error = (goal.x.to(wide) - goal.y.to(wide)).square().mean((1, 2, 3))
     torch.testing.assert_close(loss, (goal.weight * error).mean())  # same dtype, too
     assert set(seen) == {wide}
-    assert sampler.sample(net, noise().to(dtype), prompts(*MEANS), steps=2).dtype == dtype
 
 
 # Guidance
@@ -286,6 +320,9 @@ def test_row_guidance_leaves_the_other_rows_alone(rows: list[int], per_row: bool
 def test_every_config_of_the_command_line_has_a_sampler() -> None:
     assert [build_sampler(cfg_type()).cfg for cfg_type in SAMPLERS] == [cfg_type() for cfg_type in SAMPLERS]
     assert len({sampler.name for sampler in SAMPLERS.values()}) == len(SAMPLERS)
+    for cfg_type in SAMPLERS:  # one answer only to the question which class a name means
+        driving = [solver for solver in (*SAMPLERS.values(), *SOLVERS.values()) if issubclass(cfg_type, solver.drives)]
+        assert len({solver.name for solver in driving}) == len(driving)
     with pytest.raises(TypeError, match="SamplerCfg has no sampler, but it must be one of DDIMCfg, DDPMCfg, FlowCfg"):
         build_sampler(SamplerCfg())
 
@@ -319,23 +356,41 @@ def test_ddpm_and_ddim_share_a_network_and_its_chain() -> None:
 
 
 @pytest.mark.parametrize(
+    ("trained", "names"),
+    [
+        (FlowCfg(), "flow ddpm ddim heun dpmpp"),
+        (ShortcutCfg(), "flow ddpm ddim heun dpmpp shortcut restart"),
+        (DDPMCfg(), "ddpm ddim dpmpp"),
+        (DDIMCfg(), "ddpm ddim dpmpp"),
+    ],
+)
+def test_which_samplers_drive_which_network(trained: SamplerCfg, names: str) -> None:
+    assert solvers_of(trained).keys() == set(names.split())
+    for name in names.split():
+        solver = sampler_for(trained, name, steps=3)
+        assert (solver.name, solver.cfg.steps) == (name, 3)
+        assert type(solver.path) is type(build_sampler(trained).path)
+
+
+@pytest.mark.parametrize(
     ("trained", "name", "sentence"),
     [
         (
             FlowCfg(),
             "shortcut",
             r"with flow cannot be driven by shortcut: it answers the instantaneous velocity .* "
-            r"but shortcut asks for the average velocity over any step dt .*; use flow\.",
+            r"but shortcut asks for the average velocity over any step dt .*; use flow or .*dpmpp.*\.",
         ),
+        (FlowCfg(), "restart", r"with flow cannot be driven by restart: .* asks for the average velocity over any"),
         (
-            ShortcutCfg(),
-            "ddim",
-            r"with shortcut cannot be driven by ddim: .* straight path .* but ddim asks for "
-            r"v or eps on the variance-preserving path .*; use shortcut or flow\.",
+            DDPMCfg(),
+            "flow",
+            r"with ddpm cannot be driven by flow: it answers v or eps on the variance-preserving path .* "
+            r"but flow asks for the instantaneous velocity on the straight path .*; use ddpm or ddim or dpmpp\.",
         ),
-        (FlowCfg(), "ddpm", r"with flow cannot be driven by ddpm: .*; use flow\."),
-        (DDPMCfg(), "flow", r"with ddpm cannot be driven by flow: .*; use ddpm or ddim\."),
-        (DDIMCfg(), "shortcut", r"with ddim cannot be driven by shortcut: .*; use ddpm or ddim\."),
+        (DDPMCfg(), "heun", r"with ddpm cannot be driven by heun: .*; use ddpm or ddim or dpmpp\."),
+        (DDIMCfg(), "shortcut", r"with ddim cannot be driven by shortcut: .*; use ddpm or ddim or dpmpp\."),
+        (DDIMCfg(), "restart", r"with ddim cannot be driven by restart: .*; use ddpm or ddim or dpmpp\."),
     ],
 )
 def test_a_sampler_that_the_network_cannot_answer_is_refused_in_one_sentence(
@@ -347,9 +402,11 @@ def test_a_sampler_that_the_network_cannot_answer_is_refused_in_one_sentence(
 
 
 def test_unknown_names_and_settings_fixed_by_training_are_refused() -> None:
-    with pytest.raises(ValueError, match="sampler is 'euler', but it must be one of ddim, ddpm, flow, imf, "):
+    with pytest.raises(ValueError, match="is 'euler', but it must be one of ddim, ddpm, dpmpp, flow, heun, imf, "):
         sampler_for(FlowCfg(), "euler")
     with pytest.raises(ValueError, match="schedule cannot be chosen for ddim after training; only eta, steps can"):
         sampler_for(DDPMCfg(), "ddim", schedule="linear")
     with pytest.raises(ValueError, match="eta cannot be chosen for ddpm after training; only steps can"):
         sampler_for(DDPMCfg(), eta=0.5)
+    with pytest.raises(ValueError, match="eta cannot be chosen for dpmpp after training; only steps can"):
+        sampler_for(FlowCfg(), "dpmpp", eta=0.5)

@@ -120,7 +120,7 @@ def test_eps_at_pure_noise_is_refused() -> None:
 @pytest.mark.parametrize(("t", "s"), [(0.0, 0.4), (0.1, 0.5), (0.5, 0.501), (0.9, 0.999)])
 def test_ancestral_step_is_the_posterior_given_the_expected_data(chain: dict[str, Any], t: float, s: float) -> None:
     sampler = DDPM(DDPMCfg(**chain))
-    (alpha_t, sigma_t), (alpha_s, sigma_s) = sampler.signal_and_noise(t), sampler.signal_and_noise(s)
+    (alpha_t, sigma_t), (alpha_s, sigma_s) = sampler.path.amplitudes(t), sampler.path.amplitudes(s)
     # x_s | x1 ~ N(alpha_s x1, sigma_s^2) and x_t | x_s ~ N(ratio x_s, extra)
     ratio = alpha_t / alpha_s
     extra = sigma_t**2 - ratio**2 * sigma_s**2

@@ -334,3 +334,27 @@ def test_reading_data_as_velocity_changes_nothing_for_the_exact_network(cfg_type
 def test_settings_that_cannot_work_are_refused(make: Any, sentence: str) -> None:
     with pytest.raises(ConfigError, match=sentence):
         make()
+
+
+@pytest.mark.parametrize("name", ["shortcut", "soflow"])
+@pytest.mark.parametrize("guidance", [0.0, 0.5, 1.0, 1.7, 3.0])
+def test_guidance_as_an_input_samples_what_guidance_by_two_calls_would(name: str, guidance: float) -> None:
+    sampler = build_sampler(replace(EXACT[name][0], train_guidance=2.0, most_guidance=4.0))
+    calls: list[int] = []
+
+    def net(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
+        calls.append(len(x))
+        return FlowMap(S)(x, t, dt, cond)
+
+    start, cond = noise(3), prompts(0.7, -1.2, 0.0)
+    sample = sampler.sample(net, start, cond, steps=4, guidance=guidance)
+    close(sample, 2.0 * guidance * column(cond.mean) + S * start, 1e-9)
+    assert calls == [3 if guidance in (0.0, 0.5, 1.0, 1.7) else 6] * 4  # 0 asks without prompts; 6 is beyond the range
+
+
+def test_guidance_as_an_input_may_differ_by_row() -> None:
+    sampler = build_sampler(ShortcutCfg(train_guidance=2.0, most_guidance=4.0))
+    start, cond = noise(3), prompts(0.7, -1.2, 0.3)
+    scale = torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64)
+    sample = sampler.sample(FlowMap(S), start, cond, steps=2, guidance=scale)
+    close(sample, 2.0 * column(scale * cond.mean) + S * start, 1e-9)

@@ -17,7 +17,7 @@ from data.embedded import load
 from diffusion import DiffusionModule
 from metrics.reconstruction import iou
 from models.optim import build_optimizer, reseed
-from samplers import SAMPLERS, build_sampler
+from samplers import SAMPLERS, Guidance, build_sampler, sampler_for, solvers_of
 
 
 def masks(number: int) -> tuple[Tensor, list[str]]:
@@ -135,6 +135,23 @@ def test_generation_does_not_depend_on_the_batch(tiny_diffusion: DiffusionModule
     assert together.shape == (4, 1, 32, 32)
     assert together.min() >= 0
     assert together.max() <= 1
+
+
+@pytest.mark.parametrize("name", solvers_of(TINY_2.sampler))
+def test_any_solver_of_the_network_generates_with_its_options(tiny_diffusion: DiffusionModule, name: str) -> None:
+    noise = torch.randn(2, *tiny_diffusion.latent_shape, generator=torch.Generator().manual_seed(0))
+
+    def generate(**how: Any) -> Tensor:
+        generator = torch.Generator().manual_seed(1)
+        solver = sampler_for(tiny_diffusion.cfg.sampler, name)
+        return tiny_diffusion.generate(
+            ["a cat", "a dog"], noise, sampler=solver, randn=lambda x: torch.randn(x.shape, generator=generator), **how
+        )
+
+    inside = Guidance(2.0, start=0.2)
+    shifted = generate(steps=3, shift=2.0, guidance=inside)
+    assert torch.equal(shifted, generate(times=[0, 0.2, 0.5, 1], guidance=inside))
+    assert not torch.equal(shifted, generate(steps=3, guidance=inside))
 
 
 def test_ranks_and_steps_draw_unrelated_noise_and_repeat_exactly() -> None:

@@ -1,0 +1,39 @@
+"""How a trained network is sampled: what generation and evaluation share."""
+
+import math
+from dataclasses import dataclass
+
+from configs.checks import fraction, non_negative, require
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingCfg:
+    """The solver and its guidance; the number of steps is left to each command."""
+
+    sampler: str = ""
+    """Another sampler that the network can answer, such as heun, dpmpp, ddim, ddpm, restart; empty: the trained one."""
+    eta: float | None = None
+    """DDIM's noise (0: deterministic, 1: DDPM's); none: as trained."""
+    shift: float = 1.0
+    """Above 1, more of the regular steps lie near the noise, as suits large latents; 1: evenly spaced."""
+    guidance: float = 1.0
+    """Classifier-free guidance: 0 ignores the prompt, 1 follows it, above 1 exaggerates it."""
+    guidance_from: float = 0.0
+    """Guidance is 1 in steps that begin before this time (0: noise, 1: mask)."""
+    guidance_to: float = 1.0
+    """Guidance is 1 in steps that begin at this time or later; such steps cost half."""
+    cfg_zero: bool = False
+    """CFG-Zero*: scale the answer without prompt so that it is nearest to the one with it (flow, heun, dpmpp ...)."""
+    zero_init: float = 0.0
+    """CFG-Zero*: share of the first steps that leave the noise as it is, such as 0.04 (flow, heun, dpmpp ...)."""
+
+    def __post_init__(self) -> None:
+        if self.eta is not None:
+            fraction("eta", self.eta)
+        require(math.isfinite(self.shift) and self.shift > 0, "shift", self.shift, "a positive number (1: none)")
+        non_negative("guidance", self.guidance)
+        fraction("guidance_from", self.guidance_from)
+        fraction("guidance_to", self.guidance_to)
+        require(self.guidance_from < self.guidance_to, "guidance_from", self.guidance_from,
+                f"below guidance_to ({self.guidance_to:g})")
+        fraction("zero_init", self.zero_init, below_one=True)
