@@ -45,15 +45,15 @@ def objectives() -> dict[str, Entrant]:
     paper = ShortcutCfg(share=0.25, every=1)
     entries: dict[str, Sampler] = {
         "shortcut": SHORTCUT,
+        "soflow": as_shortcut(SoFlowCfg(data_velocity=0.25)),
+        "imf": as_shortcut(IMFCfg()),
+        "lagrangian": as_shortcut(LagrangianCfg()),
         "shortcut-continuous": replace(SHORTCUT, continuous=True, jumps="log"),
         "split": as_shortcut(SplitCfg()),
-        "soflow": as_shortcut(SoFlowCfg(data_velocity=0.25)),
         "alpha-flow": as_shortcut(
             SoFlowCfg(data_velocity=0.25, schedule="sigmoid", first_part=1.0, last_part=0.005)
         ),
         "meanflow": as_shortcut(MeanFlowCfg()),
-        "imf": as_shortcut(IMFCfg()),
-        "lagrangian": as_shortcut(LagrangianCfg()),
     }
     found = {
         "flow": Entrant(replace(base, sampler=FlowCfg()), stage_1, (1.0, 2.0)),

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.checks import positive, require
+from configs.checks import non_negative, one_of, positive, require
 from configs.generate_cfg import check_steps
 from configs.sampling_cfg import SamplingCfg
 
@@ -26,8 +26,14 @@ class EvaluateCfg(SamplingCfg):
     """File of the classifier: read if it exists, else written after training; empty: train one and forget it."""
     classifier_steps: int = 1000
     """Training steps of the classifier."""
+    features: Literal["auto", "imagenet", "inception"] = "auto"
+    """What sets are compared in: the classifier (or stage-1 encoder), EfficientNet-Lite0, or FID's Inception."""
+    inception: str = ""
+    """Weight file of FID's Inception network, for features inception; nothing is downloaded."""
+    search: int = 1000
+    """Masks of each set whose nearest training mask is looked for, to see copies (0: none)."""
     out: str = ""
-    """Where the report goes; empty: evaluation.json beside the checkpoint."""
+    """Where the report goes, a figure beside it; empty: evaluation.json beside the checkpoint."""
     batch_size: int = 128
     """Masks per network call."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -41,4 +47,8 @@ class EvaluateCfg(SamplingCfg):
         check_steps(self.steps)
         for name in ("seeds", "classifier_steps", "batch_size"):
             positive(name, getattr(self, name))
+        one_of("features", self.features, ("auto", "imagenet", "inception"))
+        require(self.features != "inception" or bool(self.inception), "inception", self.inception,
+                "the weight file, when features is inception")
+        non_negative("search", self.search)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")

@@ -6,7 +6,12 @@ from typing import Any
 
 from metrics.report import summary
 
-FIGURE_NUMBERS = (("frechet", "Frechet distance (squared)"), ("accuracy", "prompt accuracy"))
+FIGURE_NUMBERS = (
+    ("frechet", "Frechet distance (squared)"),
+    ("accuracy", "prompt accuracy"),
+    ("retrieval", "retrieval accuracy among 100"),
+    ("coverage", "coverage"),
+)
 
 
 def gather(runs: list[tuple[str, Path]], costs: dict[str, float]) -> list[dict[str, Any]]:
@@ -21,20 +26,22 @@ def gather(runs: list[tuple[str, Path]], costs: dict[str, float]) -> list[dict[s
         for path in sorted(folder.glob("evaluation-*.json")):
             judged = json.loads(path.read_text())
             found.setdefault((name, judged["guidance"]), []).append(judged)
-    return [_row(name, guidance, judged, costs) for (name, guidance), judged in found.items()]
-
-
-def _row(name: str, guidance: float, judged: list[dict[str, Any]], costs: dict[str, float]) -> dict[str, Any]:
     unit = next(iter(costs.values()))
+    return [as_row(name, judged, costs[name] / unit) for (name, _), judged in found.items()]
+
+
+def as_row(name: str, judged: list[dict[str, Any]], cost: float = 1.0) -> dict[str, Any]:
+    """What several judgements of one training with several seeds say, as one row."""
     steps: dict[str, dict[str, dict[str, float]]] = {}
     for i, row in enumerate(judged[0]["steps"]):
-        numbers = [key for key, _ in FIGURE_NUMBERS if key in row]
+        numbers = [key for key in row if key != "steps"]
         steps[str(row["steps"])] = {key: summary([one["steps"][i][key]["mean"] for one in judged]) for key in numbers}
     return {
-        "name": name, "guidance": guidance, "cost": costs[name] / unit,
+        "name": name, "guidance": judged[0]["guidance"], "cost": cost,
         "training_steps": judged[0]["trained"]["train"]["max_steps"], "num": judged[0]["num"],
         "seeds": [one["trained"]["train"]["seed"] for one in judged],
-        "floor": summary([one["frechet_floor"]["mean"] for one in judged]), "steps": steps,
+        "real": {key: summary([one["real"][key]["mean"] for one in judged]) for key in judged[0]["real"]},
+        "steps": steps,
     }
 
 
@@ -53,7 +60,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
             accuracy = f", {_number(found['accuracy'])}" if "accuracy" in found else ""
             cells.append(f"{_number(found['frechet'])}{accuracy}")
         lines.append("| " + " | ".join(cells) + " |")
-    floor = rows[0]["floor"]["mean"]
+    floor = rows[0]["real"]["frechet"]["mean"]
     lines += ["", f"Cells: squared Frechet distance, prompt accuracy; N = {rows[0]['num']}, floor {floor:.3f}."]
     return "\n".join(lines)
 
@@ -85,7 +92,8 @@ def quality_figure(rows: list[dict[str, Any]], path: Path) -> None:
         axis.grid(alpha=0.3)
         if key == "frechet":
             axis.set_yscale("log")
-            axis.axhline(rows[0]["floor"]["mean"], color="black", linestyle=":", label="real masks")
+        if key in rows[0]["real"]:
+            axis.axhline(rows[0]["real"][key]["mean"], color="black", linestyle=":", label="real masks")
     axes[0][0].legend(fontsize=8)
     figure.tight_layout()
     figure.savefig(path, dpi=120)

@@ -1,6 +1,7 @@
 """An evaluation in numbers and in a table."""
 
 import statistics
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -10,34 +11,56 @@ def summary(values: list[float]) -> dict[str, float]:
     return mean | {"std": statistics.stdev(values)} if len(values) > 1 else mean
 
 
+def summaries(results: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """``summary`` of each number over repetitions that all have the same numbers."""
+    return {key: summary([one[key] for one in results]) for key in results[0]}
+
+
+COLUMNS = (
+    ("accuracy", "accuracy", ".3f", 1), ("retrieval", "retrieval", ".3f", 1), ("frechet", "Frechet", ".3f", 1),
+    ("kernel", "kernel x1000", ".2f", 1000), ("coverage", "coverage", ".3f", 1), ("memorised", "best IoU", ".3f", 1),
+    ("pairwise_iou", "pair IoU", ".3f", 1), ("grey", "grey", ".2%", 1), ("ms_per_mask", "ms/mask", ".1f", 1),
+)
+SHAPES = ("area", "perimeter", "components", "holes", "eccentricity")
+
+
 def as_table(report: dict[str, Any]) -> str:
     """The report for people."""
     stage_1, judge = report["stage_1"], report["judge"]
-    lines = [
+    rows = [("real masks", report["real"])] + [(f"{row['steps']} steps", row) for row in report["steps"]]
+    columns = [column for column in COLUMNS if column[0] in report["steps"][0]]
+    shapes = [(f"shape_{name}", name, ".4g", 1) for name in SHAPES]
+    return "\n".join([
         "",
-        f"stage 1, {stage_1['num']} held-out masks: IoU {stage_1['iou']:.4f}, Dice {stage_1['dice']:.4f}",
-        f"features: {judge['features']}; {judge.get('note') or _accuracy(judge)}",
+        f"stage 1, {stage_1['num']} held-out masks: IoU {stage_1['iou']:.4f}, Dice {stage_1['dice']:.4f}, boundary F1 "
+        f"{stage_1['boundary_f1']:.4f}, pieces wrong in {stage_1['component_miss']:.1%}",
+        f"features: {report['features']}; {judge.get('note') or _accuracy(judge)}",
         f"{report['num']} masks per row, seeds {report['seeds']}, sampler {report['sampler']}, "
-        f"guidance {report['guidance']:g}; Frechet distance to all {report['num_held_out']} held-out masks",
+        f"guidance {report['guidance']:g}; {report['frechet_name']} (squared) to all {report['num_held_out']} held-out "
+        "masks; best IoU: median over the nearest training mask",
         "",
-        f"{'steps':>10} {'accuracy':>16} {'Frechet':>16} {'grey pixels':>16} {'ms per mask':>16}",
-        f"{'real masks':>10} {_share(judge):>16} {_cell(report['frechet_floor'], '.3f'):>16}",
-    ]
-    for row in report["steps"]:
-        cells = (("accuracy", ".3f"), ("frechet", ".3f"), ("grey", ".2%"), ("ms_per_mask", ".1f"))
-        lines.append(f"{row['steps']:>10} " + " ".join(f"{_cell(row.get(key), form):>16}" for key, form in cells))
-    return "\n".join(lines)
+        *_lines(rows, columns),
+        "",
+        "shape statistics, 1-D Wasserstein distance to the held-out masks",
+        *_lines(rows, shapes),
+    ])
+
+
+def _lines(rows: list[tuple[str, dict[str, Any]]], columns: Sequence[tuple[str, str, str, float]]) -> list[str]:
+    wide = any("std" in value for _, row in rows for value in row.values() if isinstance(value, dict))
+    width = 17 if wide else 13
+    lines = [f"{'':>10} " + " ".join(f"{title:>{width}}" for _, title, _, _ in columns)]
+    for name, row in rows:
+        cells = (_cell(row.get(key), form, unit) for key, _, form, unit in columns)
+        lines.append(f"{name:>10} " + " ".join(f"{cell:>{width}}" for cell in cells))
+    return lines
 
 
 def _accuracy(judge: dict[str, Any]) -> str:
-    return f"right on {judge['held_out_accuracy']:.1%} of the held-out masks"
+    return f"right on {judge['accuracy']:.1%} of the held-out masks"
 
 
-def _share(judge: dict[str, Any]) -> str:
-    return f"{judge['held_out_accuracy']:.3f}" if "held_out_accuracy" in judge else "-"
-
-
-def _cell(value: dict[str, float] | None, form: str) -> str:
+def _cell(value: dict[str, float] | None, form: str, unit: float) -> str:
     if value is None:
         return "-"
-    return f"{value['mean']:{form}}" + (f" ± {value['std']:{form}}" if "std" in value else "")
+    return f"{unit * value['mean']:{form}}" + (f" ± {unit * value['std']:{form}}" if "std" in value else "")

@@ -48,10 +48,10 @@ def main(argv: list[str] | None = None) -> None:
         costs = step_costs(entrants, cfg, out / "costs.json")
         jobs = list(all_jobs(entrants, autoencoders, costs, cfg, out))
         try:
-            run_all(jobs, cfg, out)
+            run_all(jobs, costs, cfg, out)
         except KeyboardInterrupt:
             raise ConfigError("stopped; the same command goes on from here") from None
-        report(jobs, costs, out)
+        print(f"\n{report(jobs, costs, out)}\n\nfigure: {out / 'results.png'}")
 
 
 def chosen(cfg: BakeoffCfg) -> dict[str, Entrant]:
@@ -162,7 +162,8 @@ def all_jobs(
             yield Job(name, seed, folder, about)
 
 
-def run_all(jobs: list[Job], cfg: BakeoffCfg, out: Path) -> None:
+def run_all(jobs: list[Job], costs: dict[str, float], cfg: BakeoffCfg, out: Path) -> None:
+    """Do what is not done yet; table and figure grow with each training."""
     for job in jobs:
         write_job(job.folder, job.about)
     waiting = [job for job in jobs if not (job.folder / "done").exists()]
@@ -173,10 +174,11 @@ def run_all(jobs: list[Job], cfg: BakeoffCfg, out: Path) -> None:
             future.result()
             job = running[future]
             print(f"{number} of {len(waiting)}: {job.name}, seed {job.seed}", flush=True)
+            report(jobs, costs, out)
 
 
-def report(jobs: list[Job], costs: dict[str, float], out: Path) -> None:
-    """results.json, the table, and the figure of every judged training."""
+def report(jobs: list[Job], costs: dict[str, float], out: Path) -> str:
+    """Write results.json, results.md and results.png of every judged training; returns the table."""
     from metrics.comparison import as_markdown, gather, quality_figure
 
     rows = gather([(job.name, job.folder) for job in jobs], costs)
@@ -184,7 +186,7 @@ def report(jobs: list[Job], costs: dict[str, float], out: Path) -> None:
     table = as_markdown(rows)
     (out / "results.md").write_text(table + "\n")
     quality_figure(rows, out / "results.png")
-    print(f"\n{table}\n\nfigure: {out / 'results.png'}")
+    return table
 
 
 if __name__ == "__main__":

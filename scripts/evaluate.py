@@ -1,8 +1,8 @@
-"""Judge a stage-2 checkpoint: ``python -m scripts.evaluate --checkpoint PATH`` prints a table, writes evaluation.json.
+"""Judge a stage-2 checkpoint: ``python -m scripts.evaluate --checkpoint PATH`` prints a table, writes JSON, a figure.
 
-Frechet distances are squared (as in FID), in the features of a judge that saw the training split only, and always
-between generated or real masks and the whole held-out split. Their bias depends on the number of masks: compare the
-numbers of one table, whose floor is what as many real training masks score.
+Sets are compared with the whole held-out split, in the features of a judge that saw the training split only (or of
+an ImageNet network). Frechet distances are squared, as in FID. Their bias depends on the number of masks: compare the
+numbers of one table, whose first row is what as many real masks score.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from data.masks import MaskSet
+    from metrics.features import FeatureNet
     from metrics.judge import Judge
     from scripts.seeded import Recipe
 
@@ -34,6 +35,7 @@ def main(argv: list[str] | None = None) -> None:
     with refuse_kindly("evaluate"):
         from data.sources import load_splits
         from diffusion import load_diffusion
+        from metrics.comparison import as_row, quality_figure
         from metrics.report import as_table
         from models.checkpoint import file_hash
         from scripts.seeded import choose_device
@@ -47,7 +49,8 @@ def main(argv: list[str] | None = None) -> None:
         out = Path(cfg.out).expanduser() if cfg.out else Path(cfg.checkpoint).expanduser().parent / "evaluation.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        print(f"{as_table(report)}\nreport: {out}")
+        quality_figure([as_row(Path(cfg.checkpoint).parent.name, [report])], out.with_suffix(".png"))
+        print(f"{as_table(report)}\n\nreport: {out}\nfigure: {out.with_suffix('.png')}")
 
 
 def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -> dict[str, Any]:
@@ -58,9 +61,9 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     """
     import torch
 
-    from metrics.frechet import frechet_distance
-    from metrics.report import summary
+    from metrics.report import summaries
     from metrics.sets import grey_share
+    from metrics.yardstick import Yardstick
     from scripts.seeded import build_sampler_for, choose_device, recipes
 
     if min(len(train), len(held_out)) < 2:
@@ -72,39 +75,53 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     real, seen = torch.from_numpy(held_out.images), torch.from_numpy(train.images)  # [N,H,W]
     num = cfg.num or len(held_out)
 
-    judge, about_judge = choose_judge(module, train, cfg)
-    real_features, logits = judge.view(real)
-    if judge.score and logits is not None:
-        about_judge["held_out_accuracy"] = judge.score(logits, held_out.prompts)
-
+    judge, about = choose_judge(module, train, cfg)
+    features = choose_features(judge, cfg, device)
+    yardstick = Yardstick(real, seen, judge, features, cfg.search)
+    own = yardstick.adherence(real, held_out.prompts, list(range(len(real))), cfg.seed)
     rows: list[list[dict[str, float]]] = [[] for _ in ways]
     floors = []
     for repeat in range(cfg.seeds):
         generator = torch.Generator().manual_seed(cfg.seed + repeat)
-        prompts = prompts_like(held_out.prompts, num, generator)
+        order = draw_order(len(held_out), num, generator)
+        prompts = [held_out.prompts[i] for i in order]
+        # Real masks judged as if they were generated: as many, of the same prompts. What says whether they are
+        # copies, or what their prompts say, is taken from the held-out masks, which no network has seen.
         others = seen[reals_like(train.prompts, prompts, generator)]
-        floors.append(frechet_distance(judge.view(others)[0], real_features))
+        floors.append(yardstick.distances(others) | yardstick.memorised(real) | own)
         seeds = [(cfg.seed + repeat) * 10**6 + i for i in range(num)]
         for way, results in zip(ways, rows, strict=True):
             p, seconds = draw_all(module, prompts, seeds, way, device, cfg.batch_size)
-            features, logits = judge.view((p > 0.5).to(torch.uint8))
-            result = {"frechet": frechet_distance(features, real_features)}
-            if judge.score and logits is not None:
-                result["accuracy"] = judge.score(logits, prompts)
-            result["grey"] = grey_share(p)
-            results.append(result | {"ms_per_mask": 1000 * seconds / num})
+            masks = (p > 0.5).to(torch.uint8)
+            results.append(
+                yardstick.distances(masks) | yardstick.memorised(masks)
+                | yardstick.adherence(masks, prompts, order, cfg.seed)
+                | {"grey": grey_share(p), "ms_per_mask": 1000 * seconds / num}
+            )
 
     return {
         "trained": to_dict(module.cfg), "sampler": sampler.name, "guidance": cfg.guidance,
-        "stage_1": reconstruction(module.autoencoder, real, device), "judge": about_judge,
-        "num": num, "num_held_out": len(held_out), "seeds": [cfg.seed + r for r in range(cfg.seeds)],
-        "frechet_floor": summary(floors),
-        "steps": [
-            {"steps": way.steps} | {key: summary([one[key] for one in results]) for key in results[0]}
-            for way, results in zip(ways, rows, strict=True)
-        ],
+        "stage_1": reconstruction(module.autoencoder, real, device),
+        "judge": about | own, "features": features.name, "frechet_name": features.frechet_name,
+        "num": num, "num_held_out": len(held_out), "num_training": len(train),
+        "seeds": [cfg.seed + r for r in range(cfg.seeds)], "real": summaries(floors),
+        "steps": [{"steps": way.steps} | summaries(results) for way, results in zip(ways, rows, strict=True)],
         "minutes": (time.perf_counter() - started) / 60,
     }
+
+
+def choose_features(judge: Judge, cfg: EvaluateCfg, device: torch.device) -> FeatureNet:
+    """The network in whose features sets are compared."""
+    from metrics.features import imagenet_features, inception_features, judge_features
+
+    try:
+        if cfg.features == "imagenet":
+            return imagenet_features(device)
+        if cfg.features == "inception":
+            return inception_features(Path(cfg.inception).expanduser(), device)
+    except ValueError as error:
+        raise ConfigError(f"features: {error}") from None
+    return judge_features(judge)
 
 
 def choose_judge(module: Any, train: MaskSet, cfg: EvaluateCfg) -> tuple[Judge, dict[str, Any]]:
@@ -129,14 +146,14 @@ def choose_judge(module: Any, train: MaskSet, cfg: EvaluateCfg) -> tuple[Judge, 
     return judge, {"features": judge.name, "seconds": time.perf_counter() - started}
 
 
-def prompts_like(prompts: list[str], num: int, generator: torch.Generator) -> list[str]:
-    """``num`` prompts with the frequencies of ``prompts``: whole shuffled copies of the list, the last one cut."""
+def draw_order(available: int, num: int, generator: torch.Generator) -> list[int]:
+    """``num`` rows of as many as there are: whole shuffled copies of all rows, the last one cut."""
     import torch
 
     order: list[int] = []
     while len(order) < num:
-        order += torch.randperm(len(prompts), generator=generator).tolist()
-    return [prompts[i] for i in order[:num]]
+        order += torch.randperm(available, generator=generator).tolist()
+    return order[:num]
 
 
 def reals_like(available: list[str], wanted: list[str], generator: torch.Generator) -> list[int]:
@@ -171,19 +188,24 @@ def draw_all(
 
 
 def reconstruction(autoencoder: Any, real: Tensor, device: torch.device) -> dict[str, float]:
-    """Mean IoU and Dice of held-out masks [N,H,W] after encoding and decoding: the ceiling of stage 2."""
+    """Held-out masks [N,H,W] beside themselves after encoding and decoding: the ceiling of stage 2."""
     import torch
 
+    from metrics.boundary import MaskBoundaryF1
+    from metrics.components import MaskComponentError, MaskComponentMiss
     from metrics.reconstruction import MaskDice, MaskIoU
 
-    iou, dice = MaskIoU(), MaskDice()
+    scores = {
+        "iou": MaskIoU(), "dice": MaskDice(), "boundary_f1": MaskBoundaryF1(), "component_error": MaskComponentError(),
+        "component_miss": MaskComponentMiss(),
+    }
     with torch.inference_mode():
         for part in real.split(256):
             x = part[:, None].float().to(device)
             p = autoencoder.to_pixels(autoencoder.to_latent(x)).sigmoid().cpu()
-            iou.update(p, part[:, None])
-            dice.update(p, part[:, None])
-    return {"iou": float(iou.compute()), "dice": float(dice.compute()), "num": len(real)}
+            for score in scores.values():
+                score.update(p, part[:, None])
+    return {name: float(score.compute()) for name, score in scores.items()} | {"num": len(real)}
 
 
 if __name__ == "__main__":

@@ -14,7 +14,7 @@ from configs.evaluate_cfg import EvaluateCfg
 from configs.sampler_cfg import ShortcutCfg
 from data.masks import MaskSet
 from metrics.report import as_table, summary
-from scripts.evaluate import evaluate, prompts_like, reals_like
+from scripts.evaluate import draw_order, evaluate, reals_like
 
 
 def bars(n: int, seed: int, prompt: str = "") -> MaskSet:
@@ -60,13 +60,19 @@ class Perfect:
 def test_perfect_masks_are_right_crisp_and_as_near_as_real_ones():
     cfg = EvaluateCfg("x", seeds=2, steps=(1, 4), classifier_steps=30)
     report = evaluate(Perfect(), bars(100, 0), bars(60, 1), cfg)
-    assert report["stage_1"] == {"iou": 1.0, "dice": 1.0, "num": 60}
-    assert report["judge"]["held_out_accuracy"] == 1.0
+    perfect = {"iou": 1.0, "dice": 1.0, "boundary_f1": 1.0, "component_error": 0.0, "component_miss": 0.0, "num": 60}
+    assert report["stage_1"] == perfect
+    assert report["judge"]["accuracy"] == 1.0
+    assert report["real"]["accuracy"] == {"mean": 1.0, "std": 0.0}
     assert [row["steps"] for row in report["steps"]] == [1, 4]
     for row in report["steps"]:
         assert row["accuracy"] == {"mean": 1.0, "std": 0.0}
         assert row["grey"]["mean"] == 0.0
-        assert row["frechet"]["mean"] < 10 * report["frechet_floor"]["mean"] + 0.5
+        assert row["frechet"]["mean"] < 10 * report["real"]["frechet"]["mean"] + 0.5
+        assert row["memorised"]["mean"] == 1.0  # there are only 20 such bars, and all of them are in the training set
+        assert row["memorised_above"]["mean"] == 0.0
+        assert row["shape_area"]["mean"] == pytest.approx(0)
+        assert row["coverage"]["mean"] > 0.9
     table = as_table(report)
     assert "IoU 1.0000" in table
     assert "±" in table
@@ -79,11 +85,21 @@ def test_captions_that_all_differ_have_no_accuracy_and_the_report_says_so():
     assert "no prompt accuracy" in as_table(report)
 
 
+def test_captions_that_all_differ_are_judged_by_retrieval_where_there_are_a_hundred():
+    held_out = bars(120, 1, "bar")
+    few = evaluate(Perfect(), bars(230, 0, "bar"), bars(30, 1, "bar"), EvaluateCfg("x", num=20, steps=(1,)))
+    many = evaluate(Perfect(), bars(230, 0, "bar"), held_out, EvaluateCfg("x", num=120, steps=(1,), search=0))
+    assert "retrieval" not in few["steps"][0]
+    assert 0 <= many["steps"][0]["retrieval"]["mean"] < 0.2  # this model does not know what "bar 7" looks like
+    assert many["real"]["retrieval"]["mean"] > 5 * many["steps"][0]["retrieval"]["mean"]
+    assert "memorised" not in many["steps"][0]
+
+
 def test_prompts_have_the_frequencies_of_the_held_out_split():
     prompts = ["cat"] * 3 + ["dog"] * 1
-    drawn = prompts_like(prompts, 40, torch.Generator().manual_seed(0))
+    drawn = [prompts[i] for i in draw_order(4, 40, torch.Generator().manual_seed(0))]
     assert Counter(drawn) == {"cat": 30, "dog": 10}
-    assert len(prompts_like(prompts, 3, torch.Generator())) == 3
+    assert len(draw_order(4, 3, torch.Generator())) == 3
 
 
 def test_real_masks_of_the_floor_are_different_ones_with_the_wanted_prompts():
