@@ -32,6 +32,7 @@ from data.sources import data_fingerprint
 from diffusion import DiffusionModule
 from metrics.callbacks import ReconstructionMonitor, SamplePreview
 from metrics.progress import StepProgress
+from metrics.quality import Prompted, QualityMonitor
 from models.checkpoint import KEY, CheckpointError, read_checkpoint
 from models.hardware import bf16_is_fast, faster_format
 from models.optim import reseed
@@ -275,6 +276,11 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
     cache_latents(module, data)
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
-    trainer = build_trainer(cfg.train, run_dir, "val/loss", "min", cfg.optim.clip_norm, cfg.data.batch_size, extra)
+    monitor = "val/loss"
+    if cfg.train.quality and cfg.data.channels == 1 and len(data.val_set) > 1:
+        train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.train_set, data.val_set))
+        extra.append(QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir))
+        monitor = "val/frechet_1"
+    trainer = build_trainer(cfg.train, run_dir, monitor, "min", cfg.optim.clip_norm, cfg.data.batch_size, extra)
     fit(trainer, module, data, resume_path(cfg, run_dir, "diffusion"), run_dir, "diffusion")
     return run_dir

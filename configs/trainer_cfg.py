@@ -74,6 +74,8 @@ class TrainerCfg:
     """Steps between two logged points."""
     previews: bool = True
     """Draw pictures at each validation."""
+    quality: int = 256
+    """Stage 2: masks that are judged in 1, 4 and 32 steps at each validation (0: none; best.ckpt goes by the loss)."""
 
     def __post_init__(self) -> None:
         positive("train.max_steps", self.max_steps)
@@ -81,6 +83,7 @@ class TrainerCfg:
         for name in ("accumulate", "nodes", "val_every", "log_every"):
             positive(f"train.{name}", getattr(self, name))
         non_negative("train.devices", self.devices)
+        require(self.quality == 0 or self.quality >= 8, "train.quality", self.quality, "0 (none) or at least 8")
         one_of("train.strategy", self.strategy, STRATEGIES)
         one_of("train.precision", self.precision, PRECISIONS)
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295")

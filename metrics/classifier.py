@@ -54,7 +54,8 @@ def train_classifier(
 
     The caller's random state is left alone, and one seed gives one classifier on one machine.
     """
-    with torch.random.fork_rng(devices=[]):
+    # also during a validation, where gradients are off
+    with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
         torch.manual_seed(seed)
         net = MaskClassifier(sorted(set(prompts))).to(memory_format=torch.channels_last)
         order = torch.Generator().manual_seed(seed)

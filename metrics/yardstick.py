@@ -42,6 +42,10 @@ class Yardstick:
         """[n] best IoU of held-out masks with any training mask."""
         return best_match(spread_out(self.held_out, self.search), self.training)[0]
 
+    def frechet(self, masks: Tensor) -> float:
+        """Squared Frechet distance of masks [K,H,W] to the held-out ones."""
+        return frechet_distance(self.features(masks), self.held_out_features)
+
     def distances(self, masks: Tensor) -> dict[str, float]:
         """How far masks [K,H,W] are from the held-out ones; the same of real masks is the floor."""
         features, real = self.features(masks), self.held_out_features

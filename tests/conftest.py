@@ -17,7 +17,8 @@ from diffusion import DiffusionModule
 
 TINY_DATA = DataCfg(EmbeddedSource("animals32"), image_size=32, batch_size=8, limit=16)
 TINY_TRAIN = TrainerCfg(
-    max_steps=2, val_every=2, log_every=1, accelerator="cpu", precision="fp32", channels_last="off", previews=False
+    max_steps=2, val_every=2, log_every=1, accelerator="cpu", precision="fp32", channels_last="off", previews=False,
+    quality=0,
 )
 TINY_1 = Stage1Cfg(
     data=TINY_DATA, autoencoder=AutoencoderCfg(width=8, multipliers=(1, 1, 2)), optim=OptimCfg(warmup_steps=0),

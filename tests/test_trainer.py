@@ -1,5 +1,6 @@
 """Whole trainings as a user starts them: run folders, refusals, exact resume, and two processes on this machine."""
 
+import csv
 import json
 import os
 import subprocess
@@ -134,7 +135,10 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
 
 
 def test_fsdp_trains_resumes_and_equals_ddp_on_two_processes(stage_1: Path, tmp_path: Path) -> None:
-    extra = ["--autoencoder", str(stage_1 / "last.ckpt"), "--train.devices", "2", "--train.previews", "False"]
+    extra = [
+        "--autoencoder", str(stage_1 / "last.ckpt"), "--train.devices", "2", "--train.previews", "False",
+        "--train.quality", "8", "--data.val-fraction", "0.2",
+    ]  # fmt: skip
     found: dict[str, Any] = {}
     for strategy in ("ddp", "fsdp"):
         folder = tmp_path / strategy
@@ -142,6 +146,11 @@ def test_fsdp_trains_resumes_and_equals_ddp_on_two_processes(stage_1: Path, tmp_
         assert done.returncode == 0, done.stderr
         assert len(list(tmp_path.iterdir())) == (1 if strategy == "ddp" else 2)  # one folder for both ranks
         found[strategy] = weights(folder / "last.ckpt")
+        judged = next(csv.DictReader((folder / "csv" / "metrics.csv").open()), {})
+        numbers = ("frechet_1", "frechet_32", "accuracy_4", "memorised", "judging_share")
+        assert {f"val/{name}" for name in numbers} <= set(judged)
+        best = torch.load(folder / "best.ckpt", weights_only=True)["callbacks"]
+        assert any(state.get("monitor") == "val/frechet_1" for state in best.values())
     assert found["ddp"].keys() == found["fsdp"].keys()
     for name, value in found["ddp"].items():
         torch.testing.assert_close(found["fsdp"][name], value, rtol=1e-4, atol=1e-5, msg=name)
