@@ -15,6 +15,7 @@ from configs.autoencoder_cfg import KLCfg, L1LossCfg, MaskLossCfg, Stage1Cfg, Va
 from configs.cli import from_dict, to_dict
 from models.checkpoint import KEY, describe, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.equivariance import random_change
 from models.optim import build_optimizer
 from models.sharding import shard_parts
 from models.vae import VAE, Posterior, kl_divergence, mask_loss, variance_expansion
@@ -98,8 +99,12 @@ class AutoencoderModule(L.LightningModule):
         """x [B,C,H,W] -> loss, its parts, logits [B,C,H,W] and the posterior."""
         cfg = self.cfg.autoencoder
         posterior = vae.encode(x)
-        logits = vae.decode(posterior.sample(torch.randn_like(posterior.mean)))
-        reconstruction = RECONSTRUCTION[type(cfg.loss)](cfg.loss, logits, x)
+        z, target = posterior.sample(torch.randn_like(posterior.mean)), x
+        if self.training and cfg.equivariance > 0 and float(torch.rand(())) < cfg.equivariance:
+            change = random_change(z.shape[-1])
+            z, target = change(z), change(x, cfg.factor)
+        logits = vae.decode(z)
+        reconstruction = RECONSTRUCTION[type(cfg.loss)](cfg.loss, logits, target)
         regulariser = REGULARISERS[type(cfg.regulariser)](cfg.regulariser, posterior, x[0].numel())
         parts = {"reconstruction": reconstruction.detach(), "regulariser": regulariser.detach()}
         return reconstruction + regulariser, parts, logits, posterior

@@ -77,6 +77,8 @@ class AutoencoderCfg:
     """How a reconstruction is judged."""
     regulariser: Regulariser = field(default_factory=KLCfg)
     """What keeps the latent space smooth."""
+    equivariance: float = 0.0
+    """Share of the batches whose latents are turned and shrunk and must decode to masks changed alike (EQ-VAE)."""
 
     def __post_init__(self) -> None:
         for name in ("latent_channels", "width", "blocks"):
@@ -85,6 +87,7 @@ class AutoencoderCfg:
             len(self.multipliers) >= 2 and min(self.multipliers, default=0) >= 1,
             "autoencoder.multipliers", self.multipliers, "two or more positive numbers, such as 1 2 4",
         )
+        fraction("autoencoder.equivariance", self.equivariance)
         require(self.width % 8 == 0, "autoencoder.width", self.width, "a multiple of 8")
 
     @property

@@ -4,9 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from configs.autoencoder_cfg import Stage1Cfg
+from configs.autoencoder_cfg import KLCfg, Stage1Cfg, VarianceExpansionCfg
+from configs.backbone_cfg import Backbone, DiTCfg
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
-from configs.presets import SHORTCUT, stage1_animals, stage2_animals_tiny
+from configs.presets import SHORTCUT, SMALL_UNET, SMALL_VAE, stage1_animals, stage2_animals_tiny
 from configs.sampler_cfg import (
     FlowCfg,
     FlowMapCfg,
@@ -85,4 +86,43 @@ def parts() -> dict[str, Entrant]:
     return found
 
 
-PLANS: dict[str, Callable[[], dict[str, Entrant]]] = {"objectives": objectives, "parts": parts}
+def networks() -> dict[str, Entrant]:
+    """Wavelet UNet, convolutional UNet and DiT under the same objective."""
+    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    unet = SMALL_UNET
+    nets: dict[str, Backbone] = {
+        "wavelet": unet,
+        "conv-equal-parameters": replace(unet, resample="conv", conv_kernel=3),
+        "conv-equal-flops": replace(unet, resample="conv", conv_kernel=2),
+        "no-gates": replace(unet, gates=False),
+        "no-band-skips": replace(unet, band_skips=False),
+        "sum": replace(unet, gate="sum"),
+        "dit": DiTCfg(width=192, depth=6, patch_size=2),
+        "dit-wavelet": DiTCfg(width=192, depth=6, patch_size=2, patch="wavelet"),
+    }
+    return {name: Entrant(replace(base, backbone=net), stage_1) for name, net in nets.items()}
+
+
+def latents() -> dict[str, Entrant]:
+    """What the latent space of stage 1 does to one-step masks."""
+    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    vae = SMALL_VAE
+    spaces = {
+        "f4-kl-1e-2": vae,
+        "f4-kl-1e-3": replace(vae, regulariser=KLCfg(1e-3)),
+        "f4-kl-1e-6": replace(vae, regulariser=KLCfg(1e-6)),
+        "f4-variance-expansion": replace(vae, regulariser=VarianceExpansionCfg()),
+        "f4-equivariance": replace(vae, equivariance=0.5),
+        "f2": replace(vae, multipliers=(1, 4)),
+        "f8": replace(vae, multipliers=(1, 4, 8, 8), latent_channels=16),
+        "f4-2-channels": replace(vae, latent_channels=2),
+        "f4-8-channels": replace(vae, latent_channels=8),
+    }
+    found = {name: Entrant(base, replace(stage_1, autoencoder=space)) for name, space in spaces.items()}
+    attends_at_8 = replace(base, backbone=replace(SMALL_UNET, attention_sizes=(8,)))  # its latents are 16x16 and 8x8
+    return found | {"f2": replace(found["f2"], stage_2=attends_at_8)}
+
+
+PLANS: dict[str, Callable[[], dict[str, Entrant]]] = {
+    "objectives": objectives, "parts": parts, "networks": networks, "latents": latents,
+}

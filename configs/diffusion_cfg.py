@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from configs.backbone_cfg import Backbone, UNetCfg
 from configs.checks import fraction, positive, require
 from configs.data_cfg import DataCfg
-from configs.sampler_cfg import Sampler, ShortcutCfg
+from configs.sampler_cfg import FlowMapCfg, Sampler, ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 
@@ -53,3 +53,8 @@ class Stage2Cfg:
     optim: OptimCfg = field(default_factory=OptimCfg)
     ema: EMACfg = field(default_factory=EMACfg)
     train: TrainerCfg = field(default_factory=TrainerCfg)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.sampler, FlowMapCfg) and self.sampler.most_guidance > 0:
+            require(self.backbone.guidance_input, "backbone.guidance_input", self.backbone.guidance_input,
+                    f"True when sampler.most_guidance ({self.sampler.most_guidance:g}) is trained")

@@ -95,7 +95,8 @@ class QualityMonitor(L.Callback):
         held_out, training = self.held_out.masks, self.train.masks
         if is_classes(self.train.prompts):
             path = self.folder / "classifier.pt"
-            judge = classifier_judge(training, self.train.prompts, steps=1000, seed=self.seed, path=path)
+            steps = min(1000, 10 * len(training))  # a handful of masks is learned sooner
+            judge = classifier_judge(training, self.train.prompts, steps=steps, seed=self.seed, path=path)
         else:
             judge = encoder_judge(module.autoencoder)
         return Yardstick(held_out, training, judge, judge_features(judge), search=self.num)

@@ -23,6 +23,8 @@ from configs.checks import ConfigError
 from configs.cli import as_text, parse, to_dict
 from scripts.run import refuse_kindly
 
+CLASSIFIER_STEPS = 1000
+
 
 @dataclass(frozen=True)
 class Job:
@@ -113,7 +115,7 @@ def judge_once(entrant: Entrant, path: Path) -> None:
 
     train, _ = load_splits(entrant.stage_2.data)
     if is_classes(train.prompts) and not path.exists():
-        classifier_judge(torch.from_numpy(train.images), train.prompts, steps=1000, seed=0, path=path)
+        classifier_judge(torch.from_numpy(train.images), train.prompts, steps=CLASSIFIER_STEPS, seed=0, path=path)
 
 
 def step_costs(entrants: dict[str, Entrant], cfg: BakeoffCfg, path: Path) -> dict[str, float]:

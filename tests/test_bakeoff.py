@@ -1,0 +1,118 @@
+"""Comparing trainings: the table over evaluations, equal time, a whole small bakeoff that is stopped and goes on."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import TINY_1, TINY_2
+
+from configs import bakeoffs
+from configs.bakeoff_cfg import BakeoffCfg
+from configs.bakeoffs import PLANS, Entrant
+from configs.checks import ConfigError
+from configs.sampler_cfg import FlowCfg, SoFlowCfg
+from metrics.comparison import as_markdown, gather, quality_figure
+from scripts import bakeoff
+
+
+def judged(folder: Path, seed: int, distance: float, guidance: float = 1.0) -> None:
+    folder.mkdir(exist_ok=True)
+    report = {
+        "guidance": guidance, "num": 50, "trained": {"train": {"max_steps": 7, "seed": seed}},
+        "real": {"frechet": {"mean": 0.5}, "accuracy": {"mean": 0.98}},
+        "steps": [
+            {"steps": n, "frechet": {"mean": distance / n}, "accuracy": {"mean": 0.9}} for n in (1, 4)
+        ],
+    }  # fmt: skip
+    (folder / f"evaluation-{guidance:g}.json").write_text(json.dumps(report))
+
+
+def test_the_table_has_mean_and_deviation_over_seeds_and_the_best_first(tmp_path: Path) -> None:
+    judged(tmp_path / "a0", 0, 3.0)
+    judged(tmp_path / "a1", 1, 5.0)
+    judged(tmp_path / "b0", 0, 2.0)
+    judged(tmp_path / "b0", 0, 8.0, guidance=2.0)
+    runs = [("a", tmp_path / "a0"), ("a", tmp_path / "a1"), ("b", tmp_path / "b0"), ("c", tmp_path / "not judged yet")]
+    rows = gather(runs, {"a": 0.2, "b": 0.3, "c": 0.1})
+    found = [(row["name"], row["guidance"], len(row["seeds"])) for row in rows]
+    assert found == [("a", 1, 2), ("b", 1, 1), ("b", 2, 1)]
+    assert rows[0]["steps"]["1"]["frechet"] == {"mean": 4.0, "std": pytest.approx(2**0.5)}
+    assert rows[1]["cost"] == pytest.approx(1.5)
+    lines = as_markdown(rows).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["b", "a", "b"]
+    assert "4.000 ± 1.414, 0.900 ± 0.000" in lines[3]
+    assert "floor 0.500" in lines[-1]
+    quality_figure(rows, tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("plan", PLANS)
+def test_every_entrant_of_every_plan_is_a_whole_config_on_the_same_data(plan: str) -> None:
+    entrants = PLANS[plan]()
+    assert len(entrants) > 2
+    assert len({entrant.stage_2.data for entrant in entrants.values()}) == 1
+    for name, entrant in entrants.items():
+        assert entrant.stage_1.data == entrant.stage_2.data
+        assert Path(name).name == name  # it names a folder
+        assert entrant.stage_2.train.quality == 0  # judging would be part of its time
+
+
+def small_plan() -> dict[str, Entrant]:
+    stage_2 = replace(TINY_2, train=replace(TINY_2.train, max_steps=50))
+    return {
+        "flow": Entrant(replace(stage_2, sampler=FlowCfg()), TINY_1, (1.0, 2.0)),
+        "soflow": Entrant(replace(stage_2, sampler=SoFlowCfg(train_guidance=2.0)), TINY_1),
+    }
+
+
+def cfg(folder: Path, **changes: Any) -> list[str]:
+    values = {"--plan": "small", "--steps": "4", "--num": "12", "--eval-steps": "1", "--out": str(folder), **changes}
+    return [word for pair in values.items() for word in pair]
+
+
+@pytest.mark.slow
+def test_a_bakeoff_trains_judges_and_goes_on_where_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(bakeoffs.PLANS, "small", small_plan)
+    monkeypatch.setattr("scripts.benchmark.REPEATS", 1)
+    monkeypatch.setattr("scripts.bakeoff.CLASSIFIER_STEPS", 20)
+    folder = tmp_path / "out"
+    bakeoff.main([*cfg(folder), "--only", "flow"])
+    first = (folder / "flow-seed0" / "last.ckpt").stat().st_mtime_ns
+    bakeoff.main(cfg(folder))
+    words = capsys.readouterr().out
+    assert "1 of 2 trainings are done" in words
+    assert (folder / "flow-seed0" / "last.ckpt").stat().st_mtime_ns == first
+    rows = json.loads((folder / "results.json").read_text())
+    assert [(row["name"], row["guidance"]) for row in rows] == [("flow", 1.0), ("flow", 2.0), ("soflow", 1.0)]
+    costs = json.loads((folder / "costs.json").read_text())
+    assert rows[2]["training_steps"] == round(4 * costs["flow"] / costs["soflow"])
+    assert (folder / "results.png").exists()
+    assert "| soflow |" in (folder / "results.md").read_text()
+    with pytest.raises(SystemExit, match="2"):
+        bakeoff.main(cfg(folder, **{"--steps": "8"}))
+    assert "holds a training with other settings" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("args", "sentence"),
+    [
+        (["--plan", "objective"], "there is no plan 'objective'; configs/bakeoffs.py has: objectives"),
+        (["--only", "nothing"], "the plan objectives has no 'nothing'; it has: flow"),
+    ],
+)
+def test_unknown_plans_and_entrants_are_refused(
+    args: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        bakeoff.main(args)
+    assert sentence in capsys.readouterr().err
+
+
+def test_settings_of_a_bakeoff_are_checked() -> None:
+    for wrong in ({"steps": 0}, {"workers": 0}, {"seeds": ()}, {"equal": "luck"}, {"eval_steps": (0,)}):
+        with pytest.raises(ConfigError):
+            BakeoffCfg(**wrong)  # type: ignore[arg-type]  # the point
