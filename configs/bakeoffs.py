@@ -70,6 +70,8 @@ def parts() -> dict[str, Entrant]:
         "shortcut": SHORTCUT,
         "no-guidance": replace(SHORTCUT, train_guidance=1.0),
         "plain-error": replace(SHORTCUT, loss_power=0.0),
+        "plain-flow-error": replace(SHORTCUT, flow_power=0.0),
+        "begin-half": replace(SHORTCUT, begin=0.5, share=0.25),
         "pairing": replace(SHORTCUT, pairing="prompt"),
         "plug-in": replace(SHORTCUT, plug_in=0.5),
         "curriculum": replace(SHORTCUT, curriculum=0.3),

@@ -82,6 +82,10 @@ class FlowMapCfg(FlowCfg):
     """Guidance that the targets of steps dt > 0 take from the velocity (1: none), so that it costs nothing later."""
     most_guidance: float = 0.0
     """Train every guidance from 1 to this as an input (0: only train_guidance); needs backbone.guidance_input."""
+    begin: float = 0.0
+    """Share of the training after which self-consistency begins; until then all rows learn the flow."""
+    flow_power: float | None = None
+    """loss_power of the flow rows; none: the same."""
     curriculum: float = 0.0
     """Share of the training in which the longest step grows from the shortest to 1 (0: all from the start)."""
 
@@ -96,6 +100,9 @@ class FlowMapCfg(FlowCfg):
         non_negative("sampler.train_guidance", self.train_guidance)
         require(self.most_guidance == 0 or self.most_guidance >= self.train_guidance >= 1, "sampler.most_guidance",
                 self.most_guidance, f"0, or at least train_guidance ({self.train_guidance:g}), which must be 1 or more")
+        fraction("sampler.begin", self.begin, below_one=True)
+        if self.flow_power is not None:
+            non_negative("sampler.flow_power", self.flow_power)
         fraction("sampler.curriculum", self.curriculum)
         # An average velocity already contains the curvature of its step; Heun's correction would count it twice.
         require(not self.heun, "sampler.heun", self.heun, "off for average velocities; the flow sampler can use it")

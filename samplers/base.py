@@ -47,6 +47,7 @@ class Targets:
     weight: Tensor  # [B]
     parts: dict[str, slice]  # rows to report apart, such as "flow" and "consistency"
     gain: Tensor | None = None  # [B] the adaptive weight sees the error as if the difference were this much larger
+    power: Tensor | None = None  # [B] loss_power, where rows differ in it
 
 
 class Sampler(Solver):
@@ -98,7 +99,8 @@ class Sampler(Solver):
         error = measure(answer.to(wide), goal.y)  # [B]
         plain = error.detach()
         weight = goal.weight
-        if self.cfg.loss_power > 0:
+        power = self.cfg.loss_power if goal.power is None else goal.power
+        if goal.power is not None or self.cfg.loss_power > 0:
             seen = plain if goal.gain is None else plain * goal.gain**2
-            weight = weight / (seen + LOSS_OFFSET) ** self.cfg.loss_power  # Geng et al. 2025, section 4.3
+            weight = weight / (seen + LOSS_OFFSET) ** power  # Geng et al. 2025, section 4.3
         return (weight * error).mean(), {name: plain[rows].mean() for name, rows in goal.parts.items()}

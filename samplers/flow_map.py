@@ -3,7 +3,7 @@
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -70,8 +70,9 @@ class FlowMap(FlowMatching):
 
     def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
         # Small teacher batches cost nearly as much as larger ones, so the rows of ``every`` steps are drawn at once.
-        if when.step % self.cfg.every:
-            return super().draw(x1, cond, teacher, when)
+        if when.step % self.cfg.every or when.progress < self.cfg.begin:
+            goal = super().draw(x1, cond, teacher, when)
+            return goal if self.cfg.flow_power is None else replace(goal, power=self.powers(goal.t, 0))
         batch, share = len(x1), self.cfg.share * self.cfg.every
         rows = min(max(1, round(share * batch)), batch - 1)
         noise = self.noise_for(x1, cond)
@@ -91,7 +92,14 @@ class FlowMap(FlowMatching):
             weight=torch.cat([torch.full_like(t, on_consistency), torch.full_like(t_flow, on_flow)]),
             parts={**parts, "flow": slice(rows, batch)},
             gain=None if gain == 1 else torch.cat([torch.full_like(t, gain), torch.ones_like(t_flow)]),
+            power=None if self.cfg.flow_power is None else self.powers(torch.cat([t, t_flow]), rows),
         ))
+
+    def powers(self, like: Tensor, rows: int) -> Tensor:
+        """[B] power of the adaptive weight where the first ``rows`` rows are consistency rows."""
+        power = torch.full_like(like, self.cfg.flow_power or 0.0)
+        power[:rows] = self.cfg.loss_power
+        return power
 
     def jumps(self, x1: Tensor, noise: Tensor, cond: Any, when: When) -> tuple[Jumps, dict[str, slice]]:
         """Consistency rows, and the rows of each step length that are reported apart."""

@@ -234,6 +234,31 @@ def test_the_ladders_bias_moves_its_share_of_rows_to_the_one_step_query() -> Non
     assert not t[dt == 1].any()
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_self_consistency_begins_where_it_is_told_to(name: str) -> None:
+    sampler = build_sampler(replace(EXACT[name][0], begin=0.5))
+    x1, cond = noise(16), Prompt(torch.ones(16, dtype=torch.float64))
+    for progress, parts in ((0.0, {"flow"}), (0.49, {"flow"}), (0.5, {"flow", "consistency"})):
+        goal = sampler.targets(x1, cond, FlowMap(S), When(0, progress))
+        assert {"flow", "consistency"} & goal.parts.keys() == parts
+        assert len(goal.x) == 16
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_flow_rows_can_have_a_power_of_their_own(step: int) -> None:
+    sampler = build_sampler(ShortcutCfg(loss_power=0.75, flow_power=0.0, share=0.25))
+    x1, cond = noise(32), Prompt(torch.linspace(-1, 1, 32, dtype=torch.float64))
+    torch.manual_seed(0)
+    loss, _ = sampler.loss(toy_net, x1, cond, teacher=toy_net, when=When(step))
+    torch.manual_seed(0)
+    goal = sampler.targets(x1, cond, toy_net, When(step))
+    error = (toy_net(goal.x, goal.t, goal.dt, goal.cond) - goal.y).square().mean((1, 2, 3))
+    adaptive = torch.zeros(len(error), dtype=torch.bool)
+    adaptive[goal.parts.get("consistency", slice(0, 0))] = True
+    expected = goal.weight * torch.where(adaptive, error / (error + 0.01) ** 0.75, error)
+    torch.testing.assert_close(loss, expected.mean())
+
+
 # Noise and data
 
 
