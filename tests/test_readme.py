@@ -7,6 +7,8 @@ from pathlib import Path
 
 import torch
 
+from configs.bakeoff_cfg import BakeoffCfg
+from configs.bakeoffs import PLANS
 from configs.cli import parse, parse_preset
 from configs.evaluate_cfg import EvaluateCfg
 from configs.generate_cfg import GenerateCfg
@@ -39,6 +41,8 @@ def test_every_command_of_the_readme_parses() -> None:
             parse(GenerateCfg, rest, name)
         elif name == "evaluate":
             parse(EvaluateCfg, rest, name)
+        elif name == "bakeoff":
+            assert parse(BakeoffCfg, rest, name).plan in PLANS
         else:
             assert (ROOT / script).exists()
         seen.add(name)
