@@ -22,6 +22,8 @@ class BackboneCfg:
     """auto is torch's own kernel; xformers is tried on CUDA only."""
     guidance_input: bool = False
     """The network also hears the guidance strength of each row, for samplers that train guidance into it."""
+    fastest_rate: float = 1000.0
+    """Time and step reach the network as waves of up to this many radians per unit; derivatives in time need 50."""
 
     def __post_init__(self) -> None:
         for name in ("width", "head_channels"):
@@ -29,6 +31,7 @@ class BackboneCfg:
         require(self.width % 32 == 0, "backbone.width", self.width, "a multiple of 32")
         require(self.width % self.head_channels == 0, "backbone.head_channels", self.head_channels,
                 f"a divisor of backbone.width ({self.width})")
+        require(self.fastest_rate > 1, "backbone.fastest_rate", self.fastest_rate, "above 1")
         fraction("backbone.dropout", self.dropout, below_one=True)
         one_of("backbone.attention", self.attention, ("auto", "sdpa", "xformers"))
 

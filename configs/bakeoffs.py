@@ -60,7 +60,11 @@ def objectives() -> dict[str, Entrant]:
         "flow": Entrant(replace(base, sampler=FlowCfg()), stage_1, (1.0, 2.0)),
         "shortcut-paper": Entrant(replace(base, sampler=paper, ema=EMACfg(base.ema.decay, 0.999)), stage_1),
     }
-    return found | {name: Entrant(replace(base, sampler=sampler), stage_1) for name, sampler in entries.items()}
+    for name, sampler in entries.items():
+        smooth = isinstance(sampler, (MeanFlowCfg, LagrangianCfg))  # they differentiate in time
+        backbone = replace(base.backbone, fastest_rate=50.0) if smooth else base.backbone
+        found[name] = Entrant(replace(base, sampler=sampler, backbone=backbone), stage_1)
+    return found
 
 
 def parts() -> dict[str, Entrant]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from configs.backbone_cfg import Backbone, UNetCfg
 from configs.checks import fraction, positive, require
 from configs.data_cfg import DataCfg
-from configs.sampler_cfg import FlowMapCfg, Sampler, ShortcutCfg
+from configs.sampler_cfg import FlowMapCfg, LagrangianCfg, MeanFlowCfg, Sampler, ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 
@@ -58,3 +58,8 @@ class Stage2Cfg:
         if isinstance(self.sampler, FlowMapCfg) and self.sampler.most_guidance > 0:
             require(self.backbone.guidance_input, "backbone.guidance_input", self.backbone.guidance_input,
                     f"True when sampler.most_guidance ({self.sampler.most_guidance:g}) is trained")
+        if isinstance(self.sampler, (MeanFlowCfg, LagrangianCfg)):
+            # Two probes must lie on one slope of the embedding's fastest wave, or their difference is no derivative.
+            fastest = 1 / self.sampler.probe
+            require(self.backbone.fastest_rate <= fastest, "backbone.fastest_rate", self.backbone.fastest_rate,
+                    f"at most 1/sampler.probe ({fastest:g}) for objectives that differentiate in time; 50 is a start")

@@ -27,8 +27,8 @@ class Backbone(nn.Module):
 
     def __init__(self, cfg: BackboneCfg, emb: int, text_features: int, text_width: int) -> None:
         super().__init__()
-        self.time = NumberEmbedding(emb)
-        self.step = NumberEmbedding(emb)
+        self.time = NumberEmbedding(emb, cfg.fastest_rate)
+        self.step = NumberEmbedding(emb, cfg.fastest_rate)
         self.prompt = PromptProjection(text_features, text_width)
         self.pooled = nn.Linear(text_width, emb)
         self.guidance = NumberEmbedding(emb) if cfg.guidance_input else None

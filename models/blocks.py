@@ -15,12 +15,13 @@ def group_norm(channels: int) -> nn.GroupNorm:
 class NumberEmbedding(nn.Module):
     """Sinusoids of a number in [0, 1], then a small MLP.
 
-    Angles run from 1 to 1000 radians per unit, so that 0 and 1/128 are far apart (without that scale they coincide).
+    Angles run from 1 to ``fastest`` radians per unit. At 1000, 0 and 1/128 are far apart (without a scale they
+    coincide); a derivative in the number grows with it.
     """
 
-    def __init__(self, channels: int, features: int = 128) -> None:
+    def __init__(self, channels: int, fastest: float = 1000.0, features: int = 128) -> None:
         super().__init__()
-        rates = torch.exp(torch.linspace(0.0, math.log(1000.0), features // 2))
+        rates = torch.exp(torch.linspace(0.0, math.log(fastest), features // 2))
         self.register_buffer("rates", rates, persistent=False)
         self.rates: Tensor
         self.mlp = nn.Sequential(nn.Linear(features, channels), nn.SiLU(), nn.Linear(channels, channels))

@@ -25,7 +25,7 @@ TINY_1 = Stage1Cfg(
     train=TINY_TRAIN,
 )
 TINY_2 = Stage2Cfg(
-    data=TINY_DATA, backbone=UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4,)),
+    data=TINY_DATA, backbone=UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4,), fastest_rate=100.0),
     text=TextCfg(width=16), sampler=ShortcutCfg(), optim=OptimCfg(warmup_steps=0), train=TINY_TRAIN,
 )
 

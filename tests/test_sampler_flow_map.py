@@ -351,6 +351,7 @@ def test_reading_data_as_velocity_changes_nothing_for_the_exact_network(cfg_type
     [
         (lambda: LagrangianCfg(prediction="x"), r"sampler\.prediction is 'x'"),
         (lambda: Stage2Cfg(sampler=ShortcutCfg(most_guidance=3.0)), r"backbone\.guidance_input is False"),
+        (lambda: Stage2Cfg(sampler=IMFCfg()), r"backbone\.fastest_rate is 1000\.0"),
         (lambda: SoFlowCfg(last_part=0.5), r"sampler\.last_part is 0\.5, but it must be above 0 and at most"),
         (lambda: ShortcutCfg(most_guidance=1.5, train_guidance=2.0), r"sampler\.most_guidance is 1\.5"),
         (lambda: MeanFlowCfg(probe=0.0), r"sampler\.probe is 0\.0"),
