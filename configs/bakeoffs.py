@@ -76,6 +76,8 @@ def parts() -> dict[str, Entrant]:
         "plain-error": replace(SHORTCUT, loss_power=0.0),
         "plain-flow-error": replace(SHORTCUT, flow_power=0.0),
         "begin-half": replace(SHORTCUT, begin=0.5, share=0.25),
+        "begin-half-bias": replace(SHORTCUT, begin=0.5, share=0.25, ladder_bias=0.3),
+        "begin-late": replace(SHORTCUT, begin=0.7, share=0.375),
         "pairing": replace(SHORTCUT, pairing="prompt"),
         "plug-in": replace(SHORTCUT, plug_in=0.5),
         "curriculum": replace(SHORTCUT, curriculum=0.3),

@@ -47,7 +47,7 @@ def step_times(entrants: dict[str, Entrant]) -> dict[str, list[float]]:
 
 
 def stepper(entrant: Entrant, bf16: bool) -> Callable[[], float]:
-    """Four whole training steps of an entrant, and the seconds that one of them took."""
+    """Four whole training steps of an entrant, from early to late in its course, and the seconds one of them took."""
     import torch
 
     from autoencoder import AutoencoderModule
@@ -68,7 +68,8 @@ def stepper(entrant: Entrant, bf16: bool) -> Callable[[], float]:
         for number in range(4):
             with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
                 loss, _ = module.sampler.loss(
-                    module.net, x1, cond, teacher=module.teacher, when=When(number), measure=module.measure
+                    module.net, x1, cond, teacher=module.teacher,
+                    when=When(number, (number + 0.5) / 4), measure=module.measure
                 )
             loss.backward()
             torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0, foreach=True)
