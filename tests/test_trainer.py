@@ -134,6 +134,7 @@ def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
             torch.testing.assert_close(rank[name] / scale, gradient / scale, rtol=0, atol=1e-5, msg=name)
 
 
+@pytest.mark.timeout(600)
 def test_fsdp_trains_resumes_and_equals_ddp_on_two_processes(stage_1: Path, tmp_path: Path) -> None:
     extra = [
         "--autoencoder", str(stage_1 / "last.ckpt"), "--train.devices", "2", "--train.previews", "False",
