@@ -88,7 +88,8 @@ class QualityMonitor(L.Callback):
         numbers = {f"{name}_{steps}": value for name, value in found.items()}
         if steps == self.steps[0]:
             numbers |= yardstick.memorised(masks)
-            numbers["frechet_real"] = yardstick.frechet(yardstick.training[: len(masks)])
+            shuffled = torch.randperm(len(yardstick.training), generator=torch.Generator().manual_seed(self.seed))
+            numbers["frechet_real"] = yardstick.frechet(yardstick.training[shuffled[: len(masks)]])
         return numbers
 
     def make_yardstick(self, module: Any) -> Yardstick:

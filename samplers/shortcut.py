@@ -6,17 +6,15 @@ equation 4 prints the second half step at time t; it has to be, and in the autho
 
 import math
 from itertools import pairwise
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from configs.sampler_cfg import SamplerCfg, ShortcutCfg
 from samplers.base import START, When
-from samplers.flow_map import FlowMap, Jumps, two_part
+from samplers.flow_map import FlowMap, Jumps, Step, or_velocity, two_part
 from samplers.net import Net
-
-Step = TypeVar("Step", float, Tensor)
 
 
 class Shortcut(FlowMap):
@@ -69,5 +67,4 @@ class Shortcut(FlowMap):
         return max(1, min(levels, math.ceil(levels * when.progress / self.cfg.curriculum)))
 
     def query(self, step: Step) -> Step:
-        """Steps up to 1/grid are asked as ``dt = 0``, which the flow rows train; the rest as they are."""
-        return step * (step > (1 + 1e-6) / self.cfg.grid)
+        return or_velocity(step, self.cfg.grid)

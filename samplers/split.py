@@ -1,16 +1,14 @@
 """SplitMeanFlow (Guo et al. 2025, arXiv 2507.16884): the average velocity over a step, from any two parts of it."""
 
-from typing import ClassVar, TypeVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from configs.sampler_cfg import SamplerCfg, SplitCfg
 from samplers.base import When
-from samplers.flow_map import FlowMap, Jumps, two_part
+from samplers.flow_map import FlowMap, Jumps, Step, or_velocity, two_part
 from samplers.net import Net
-
-Step = TypeVar("Step", float, Tensor)
 
 
 class Split(FlowMap):
@@ -30,5 +28,4 @@ class Split(FlowMap):
         )
 
     def query(self, step: Step) -> Step:
-        """Steps up to 1/grid are asked as ``dt = 0``, which the flow rows train; the rest as they are."""
-        return step * (step > (1 + 1e-6) / self.cfg.grid)
+        return or_velocity(step, self.cfg.grid)

@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def chosen(cfg: BakeoffCfg) -> dict[str, Entrant]:
-    """The entrants of the plan; the first one is always in, since it sets the time."""
+    """The entrants of the plan that ``only`` names; the plan's first one sets the time even if it is not among them."""
     if cfg.plan not in PLANS:
         raise ConfigError(f"there is no plan {cfg.plan!r}; configs/bakeoffs.py has: {', '.join(PLANS)}")
     entrants = PLANS[cfg.plan]()

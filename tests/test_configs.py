@@ -69,8 +69,8 @@ def test_foreign_fields_and_kinds_are_refused() -> None:
         (lambda: UNetCfg(width=65), "backbone.width is 65"),
         (lambda: UNetCfg(head_channels=48), "a divisor of backbone.width"),
         (lambda: UNetCfg(gate="sum", gates=False), "concat where backbone.gates is off"),
-        (lambda: UNetCfg(conv_kernel=5), "backbone.conv_kernel is 5"),  # type: ignore[arg-type]
-        (lambda: DiTCfg(patch_size=3), "backbone.patch_size is 3"),  # type: ignore[arg-type]
+        (lambda: UNetCfg(conv_kernel=5), "backbone.conv_kernel is 5"),  # type: ignore[arg-type]  # the point
+        (lambda: DiTCfg(patch_size=3), "backbone.patch_size is 3"),  # type: ignore[arg-type]  # the point
         (lambda: DiTCfg(depth=0), "backbone.depth is 0"),
         (lambda: ShortcutCfg(grid=100), "a power of two"),
         (lambda: ShortcutCfg(share=0.5, every=2), "below 1/sampler.every"),

@@ -94,7 +94,7 @@ def test_an_epoch_left_after_some_batches_goes_on_with_the_others() -> None:
     whole = [key for epoch in range(3) for key in _keys(EpochSampler(22, 4, 9), epoch)[:20]]
     for done in range(10):
         epoch = done // 5
-        rest = list(EpochSampler(22, 4, 9, batches_done=lambda done=done: done))  # type: ignore[misc]
+        rest = list(EpochSampler(22, 4, 9, batches_done=lambda done=done: done))  # type: ignore[misc]  # mypy cannot infer the default
         assert rest[: 20 - 4 * (done % 5)] == whole[4 * done : 20 * (epoch + 1)]
 
 

@@ -139,7 +139,7 @@ class FakeInception(nn.Module):
 @pytest.fixture
 def fake_torch_fidelity(monkeypatch) -> None:
     module = ModuleType("torch_fidelity.feature_extractor_inceptionv3")
-    module.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]
+    module.FeatureExtractorInceptionV3 = FakeInception  # type: ignore[attr-defined]  # a stand-in made here
     monkeypatch.setitem(sys.modules, "torch_fidelity", ModuleType("torch_fidelity"))
     monkeypatch.setitem(sys.modules, module.__name__, module)
     importlib.invalidate_caches()

@@ -422,7 +422,7 @@ def test_the_xformers_call_means_the_same_attention(monkeypatch: pytest.MonkeyPa
         q, k, v = (y.transpose(1, 2) for y in (q, k, v))
         return F.scaled_dot_product_attention(q, k, v, attn_mask=attn_bias).transpose(1, 2)
 
-    ops.memory_efficient_attention = memory_efficient_attention  # type: ignore[attr-defined]
+    ops.memory_efficient_attention = memory_efficient_attention  # type: ignore[attr-defined]  # a stand-in made here
     monkeypatch.setitem(sys.modules, "xformers", types.ModuleType("xformers"))
     monkeypatch.setitem(sys.modules, "xformers.ops", ops)
     generator = torch.Generator().manual_seed(0)

@@ -67,7 +67,7 @@ def test_the_sampler_of_the_readme_is_of_second_order() -> None:
     assert source
     names = {"dataclass": dataclass, "FlowCfg": FlowCfg, "FlowMatching": FlowMatching, "torch": torch}
     exec(source[1], names)
-    midpoint = names["Midpoint"](names["MidpointCfg"]())  # type: ignore[operator]
+    midpoint = names["Midpoint"](names["MidpointCfg"]())  # type: ignore[operator]  # made by exec
     noise = torch.randn(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
     def growth(x: torch.Tensor, t: torch.Tensor, dt: torch.Tensor, cond: object) -> torch.Tensor:

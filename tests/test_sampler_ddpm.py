@@ -100,7 +100,7 @@ def test_training_visits_every_noisy_point_of_the_chain_and_no_other() -> None:
 
 @pytest.mark.parametrize("prediction", ["v", "eps"])
 def test_min_snr_bounds_the_weight_of_the_data_error(prediction: str) -> None:
-    sampler = DDPM(DDPMCfg(prediction=prediction, min_snr=5.0))  # type: ignore[arg-type]
+    sampler = DDPM(DDPMCfg(prediction=prediction, min_snr=5.0))  # type: ignore[arg-type]  # one of its literals
     alpha, sigma = sampler.alpha[1:], sampler.sigma[1:]
     snr = (alpha / sigma) ** 2
     # x1 = (x - sigma eps) / alpha = alpha x - sigma v: |x1 error|^2 is |eps error|^2 / SNR, and sigma^2 |v error|^2

@@ -96,7 +96,7 @@ def test_an_open_gate_is_no_gate_and_an_unscaled_skip_is_no_skip() -> None:
     x, emb, high = image(2, 8, 6, 6).float(), image(2, 16).float(), image(2, 12, 6, 6).float()
     down, up = WaveletDown(8, 16), WaveletUp(8, 4, 16)
     for layer in (down.mix, up.bands):
-        torch.nn.init.normal_(layer.weight)  # type: ignore[union-attr]
+        torch.nn.init.normal_(layer.weight)  # type: ignore[union-attr]  # a layer with weights
     plain = WaveletDown(8, 16, gates=False)
     plain.load_state_dict(down.state_dict(), strict=False)
     torch.testing.assert_close(plain(x, emb)[0], down(x, emb)[0], rtol=0, atol=1e-6)
@@ -121,13 +121,13 @@ def test_ungated_bands_are_a_strided_convolution_of_kernel_2_and_back() -> None:
         pixels = torch.eye(12).reshape(12, 3, 2, 2)  # one 2x2 patch for each weight of a filter
         bias = down(torch.zeros(1, 3, 2, 2), emb)[0].flatten()
         conv_down.conv.weight.copy_((down(pixels, emb)[0].flatten(1) - bias).T.reshape(3, 3, 2, 2))
-        conv_down.conv.bias.copy_(bias)  # type: ignore[union-attr]
+        conv_down.conv.bias.copy_(bias)  # type: ignore[union-attr]  # made with a bias
         up.bands.bias[5:] = 0  # type: ignore[index]  # a bias of a detail band is a checkerboard, which a bias cannot be
         none = high[:1, :, :1, :1]
         at_zero = up(torch.zeros(1, 3, 1, 1), emb[:1], none)
         answers = up(torch.eye(3)[:, :, None, None], emb[:1], none.expand(3, -1, -1, -1))
-        conv_up.conv.weight.copy_(answers - at_zero)  # type: ignore[operator]
-        conv_up.conv.bias.copy_(at_zero[0, :, 0, 0])  # type: ignore[operator]
+        conv_up.conv.weight.copy_(answers - at_zero)  # type: ignore[operator]  # a tensor
+        conv_up.conv.bias.copy_(at_zero[0, :, 0, 0])  # type: ignore[operator]  # a tensor
     torch.testing.assert_close(conv_down(x, emb)[0], down(x, emb)[0], rtol=0, atol=1e-5)
     small = image(2, 3, 3, 2).float()
     torch.testing.assert_close(conv_up(small, emb, high), up(small, emb, high), rtol=0, atol=1e-5)

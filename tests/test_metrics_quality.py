@@ -1,0 +1,27 @@
+"""The judgement while training, around an autoencoder that changes nothing."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+from test_metrics_evaluate import Same, bars
+
+from metrics.quality import Prompted, QualityMonitor
+
+
+def test_the_real_masks_beside_the_samples_are_drawn_from_all_kinds(tmp_path: Path) -> None:
+    """Training sets come sorted by class: their first rows would be one class, and no floor."""
+    training, held_out = bars(300, 0, "bar"), bars(300, 1, "bar")
+    by_kind = torch.from_numpy(training.images)[[*range(1, 300, 2), *range(0, 300, 2)]]  # lying, then standing
+    real = torch.from_numpy(held_out.images)
+    monitor = QualityMonitor(
+        Prompted(by_kind, training.prompts), Prompted(real, held_out.prompts), num=100, seed=0, folder=tmp_path
+    )
+    module = SimpleNamespace(autoencoder=Same())
+    numbers = monitor.judge(module, real[:100], held_out.prompts[:100], list(range(100)), 1)
+    assert monitor.yardstick is not None
+    one_kind = monitor.yardstick.frechet(by_kind[:100])
+    assert numbers["frechet_real"] < one_kind / 10
+    assert numbers["frechet_1"] < one_kind / 10
+    assert {"retrieval_1", "memorised", "memorised_above"} <= numbers.keys()
+    assert "frechet_real" not in monitor.judge(module, real[:100], held_out.prompts[:100], list(range(100)), 4)
