@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import os
 import time
 import warnings
 from datetime import timedelta
@@ -117,14 +118,22 @@ def precision_for(cfg: TrainerCfg) -> str:
     named = {"fp32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
     if cfg.precision != "auto":
         return named[cfg.precision]
-    device = "cpu" if cfg.accelerator == "cpu" or not torch.cuda.is_available() else "cuda"
-    return "bf16-mixed" if bf16_is_fast(device) else "32-true"
+    return "bf16-mixed" if bf16_is_fast(first_device(cfg).type) else "32-true"
 
 
-def set_memory_format(module: L.LightningModule, net: nn.Module, inputs: tuple[object, ...], cfg: TrainerCfg) -> None:
-    """Lay out all filters in the format that is faster for ``net`` on this machine (before it moves to a device)."""
-    layout = faster_format(cfg.channels_last, net, inputs, precision_for(cfg) == "bf16-mixed")
-    module.to(memory_format=layout)
+def first_device(cfg: TrainerCfg) -> torch.device:
+    """The device of this process, as far as it can be known before the Trainer has set one."""
+    if cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def set_memory_format(module: L.LightningModule, net: nn.Module, inputs: tuple[Any, ...], cfg: TrainerCfg) -> None:
+    """Lay out all filters in the format that is faster for ``net`` where it will train."""
+    device = first_device(cfg)
+    there = tuple(value.to(device) for value in inputs)
+    layout = faster_format(cfg.channels_last, net.to(device), there, precision_for(cfg) == "bf16-mixed")
+    module.to("cpu", memory_format=layout)
 
 
 def strategy_for(cfg: TrainerCfg, devices: int) -> Strategy | str:
@@ -257,7 +266,7 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule) -> None:
     if not (cfg.cache_latents and (cfg.augment.is_none or cfg.augment.only_hflip)):
         return
     variants: dict[int, list[torch.Tensor]] = {}
-    device = "cuda" if torch.cuda.is_available() and module.cfg.train.accelerator != "cpu" else "cpu"
+    device = first_device(module.cfg.train)
     encoder = module.autoencoder.to(device)
     total = len(data.train_set) * (1 if cfg.augment.is_none else 2)
     with tqdm(total=total, desc="encoding", unit=" masks", mininterval=1.0) as bar:

@@ -195,6 +195,27 @@ class LagrangianCfg(FlowMapCfg):
 
 
 @dataclass(frozen=True)
+class TrajectoryCfg(FlowMapCfg):
+    """Self-distillation along whole paths of the network's own flow: targets come from velocities alone.
+
+    It suits a slow teacher (ema.teacher_decay near ema.decay) and a late begin.
+    """
+
+    nodes: int = 8
+    """Solver steps of each path; with guidance, each is a teacher call on two rows."""
+    per_path: int = 4
+    """Consistency rows that share a path."""
+    jitter: float = 0.5
+    """By how much of a step the nodes move at random, so that steps of any length are met (0: even steps)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.nodes >= 2, "sampler.nodes", self.nodes, "at least 2")
+        positive("sampler.per_path", self.per_path)
+        require(0 <= self.jitter <= 1, "sampler.jitter", self.jitter, "from 0 to 1")
+
+
+@dataclass(frozen=True)
 class DDPMCfg(SamplerCfg):
     """Denoising diffusion (Ho et al. 2020) with ancestral steps."""
 
@@ -242,6 +263,7 @@ Sampler = (
     | Annotated[MeanFlowCfg, subcommand("meanflow")]
     | Annotated[IMFCfg, subcommand("imf")]
     | Annotated[LagrangianCfg, subcommand("lagrangian")]
+    | Annotated[TrajectoryCfg, subcommand("trajectory")]
     | Annotated[DDPMCfg, subcommand("ddpm")]
     | Annotated[DDIMCfg, subcommand("ddim")]
 )

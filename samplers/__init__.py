@@ -18,6 +18,7 @@ from configs.sampler_cfg import (
     ShortcutCfg,
     SoFlowCfg,
     SplitCfg,
+    TrajectoryCfg,
 )
 from configs.solver_cfg import DPMppCfg, FlowDDIMCfg, FlowDDPMCfg, HeunCfg, RestartCfg, SolverCfg
 from samplers.ancestral import FlowDDIM, FlowDDPM
@@ -36,6 +37,7 @@ from samplers.shortcut import Shortcut
 from samplers.soflow import SoFlow
 from samplers.solver import Solver
 from samplers.split import Split
+from samplers.trajectory import Trajectory
 
 __all__ = [
     "SAMPLERS", "SOLVERS", "Cond", "Guidance", "Guided", "Net", "Sampler", "SamplerMismatch", "Solver", "Targets",
@@ -50,6 +52,7 @@ SAMPLERS: dict[type[SamplerCfg], type[Sampler]] = {
     MeanFlowCfg: MeanFlow,
     IMFCfg: IMF,
     LagrangianCfg: Lagrangian,
+    TrajectoryCfg: Trajectory,
     DDPMCfg: DDPM,
     DDIMCfg: DDIM,
 }

@@ -77,8 +77,8 @@ class FlowMap(FlowMatching):
         batch, share = len(x1), self.cfg.share * self.cfg.every
         rows = min(max(1, round(share * batch)), batch - 1)
         noise = self.noise_for(x1, cond)
-        jumps, parts = self.jumps(x1[:rows], noise[:rows], cond[:rows], when)
-        u, gain = self.average_velocity(jumps, teacher, when), self.gain(jumps, when)
+        jumps, u, parts = self.consistency(x1[:rows], noise[:rows], cond[:rows], teacher, when)
+        gain = self.gain(jumps, when)
         x_flow, t_flow, velocity = self.flow_rows(x1[rows:], noise[rows:], cond[rows:])
         t, dt = (value.to(t_flow.dtype).to(x1.device) for value in (jumps.t, jumps.dt))
         # Whatever the rounding of ``rows``, this loss is share * mean(consistency) + (1 - share) * mean(flow).
@@ -88,13 +88,20 @@ class FlowMap(FlowMatching):
             x=torch.cat([jumps.x_t, x_flow]),
             t=torch.cat([t, t_flow]),
             dt=torch.cat([dt, torch.zeros_like(t_flow)]),
-            cond=cond if self.cfg.most_guidance == 0 else jumps.cond.concat(cond[rows:].guided(1.0)),
+            cond=jumps.cond.concat(cond[rows:] if self.cfg.most_guidance == 0 else cond[rows:].guided(1.0)),
             y=torch.cat([u.to(x1.dtype), velocity]),
             weight=torch.cat([torch.full_like(t, on_consistency), torch.full_like(t_flow, on_flow)]),
             parts={**parts, "flow": slice(rows, batch)},
             gain=None if gain == 1 else torch.cat([torch.full_like(t, gain), torch.ones_like(t_flow)]),
             power=None if self.cfg.flow_power is None else self.powers(torch.cat([t, t_flow]), rows),
         ))
+
+    def consistency(
+        self, x1: Tensor, noise: Tensor, cond: Any, teacher: Net, when: When
+    ) -> tuple[Jumps, Tensor, dict[str, slice]]:
+        """Consistency rows, their targets [B,C,h,w], and the rows of each step length that are reported apart."""
+        jumps, parts = self.jumps(x1, noise, cond, when)
+        return jumps, self.average_velocity(jumps, teacher, when), parts
 
     def powers(self, like: Tensor, rows: int) -> Tensor:
         """[B] power of the adaptive weight where the first ``rows`` rows are consistency rows."""
@@ -105,12 +112,16 @@ class FlowMap(FlowMatching):
     def jumps(self, x1: Tensor, noise: Tensor, cond: Any, when: When) -> tuple[Jumps, dict[str, slice]]:
         """Consistency rows, and the rows of each step length that are reported apart."""
         t, dt, parts = self.lengths(len(x1), when)
-        guidance: float | Tensor = self.cfg.train_guidance
-        if self.cfg.most_guidance > 0:
-            guidance = 1 + (self.cfg.most_guidance - 1) * torch.rand(len(x1), dtype=time_dtype(x1), device=x1.device)
-            cond = cond.guided(guidance)
+        guidance, cond = self.strengths(x1, cond)
         x_t = interpolate(noise, x1, t.to(time_dtype(x1)).to(x1.device))
         return Jumps(x_t, t, dt, x1 - noise, cond, guidance), parts
+
+    def strengths(self, x: Tensor, cond: Any) -> tuple[float | Tensor, Any]:
+        """Guidance of the targets for the rows of ``x``, and their prompts, which carry it where it is an input."""
+        if self.cfg.most_guidance == 0:
+            return self.cfg.train_guidance, cond
+        scale = 1 + (self.cfg.most_guidance - 1) * torch.rand(len(x), dtype=time_dtype(x), device=x.device)
+        return scale, cond.guided(scale)
 
     def lengths(self, rows: int, when: When) -> tuple[Tensor, Tensor, dict[str, slice]]:
         """Times and steps: float64 [rows] on the CPU.

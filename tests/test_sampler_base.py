@@ -189,15 +189,12 @@ def test_loss_is_the_weighted_mean_of_row_errors(cfg_type: type[SamplerCfg], bat
 
 
 @every_sampler
-def test_targets_carry_no_gradient_but_the_prompt_does(sampler: Sampler) -> None:
+def test_targets_carry_no_gradient(sampler: Sampler) -> None:
     learned = torch.linspace(0.5, 1, 64, dtype=torch.float64).requires_grad_()
     torch.manual_seed(0)
     goal = sampler.targets(noise(64), Prompt(learned), toy_net)
     assert not any(value.requires_grad for value in (goal.x, goal.t, goal.dt, goal.y, goal.weight))
-    kept = goal.cond.mean != 0
-    (slope,) = torch.autograd.grad(goal.cond.mean.sum(), learned)
-    assert torch.equal(slope, kept.double())
-    assert 0 < kept.sum() < 64
+    assert 0 < (goal.cond.mean != 0).sum() < 64
 
 
 @pytest.mark.parametrize("cfg_type", SAMPLERS)

@@ -19,12 +19,14 @@ from configs.sampler_cfg import (
     ShortcutCfg,
     SoFlowCfg,
     SplitCfg,
+    TrajectoryCfg,
 )
 from samplers import SAMPLERS, When, build_sampler
 from samplers import flow_map as fm
 from samplers.base import START
 from samplers.coupling import paired, plug_in_velocity
 from samplers.flow import FlowMatching, VelocityFromData
+from samplers.trajectory import Trajectory
 from tests.gaussian import FlowMap, Prompt, column, prompts, toy_net
 
 S = 0.6
@@ -36,6 +38,7 @@ EXACT = {  # settings under which the exact flow map must reproduce itself, and 
     "imf": (IMFCfg(probe=1e-6), 1e-5),
     "lagrangian": (LagrangianCfg(probe=1e-6), 1e-5),
     "soflow": (SoFlowCfg(first_part=1e-5, last_part=1e-5), 2e-5),
+    "trajectory": (TrajectoryCfg(nodes=400), 2e-5),
 }
 objective = pytest.mark.parametrize("name", EXACT)
 FLOW_MAPS = [cfg_type for cfg_type in SAMPLERS if issubclass(cfg_type, FlowMapCfg)]
@@ -257,6 +260,65 @@ def test_flow_rows_can_have_a_power_of_their_own(step: int) -> None:
     adaptive[goal.parts.get("consistency", slice(0, 0))] = True
     expected = goal.weight * torch.where(adaptive, error / (error + 0.01) ** 0.75, error)
     torch.testing.assert_close(loss, expected.mean())
+
+
+# Whole paths
+
+
+def trajectory(**changes: Any) -> Trajectory:
+    sampler = build_sampler(TrajectoryCfg(condition_drop=0.0, share=0.25, every=2, **changes))
+    assert isinstance(sampler, Trajectory)
+    return sampler
+
+
+@pytest.mark.parametrize("changes", [{}, {"train_guidance": 2.5}, {"train_guidance": 2.0, "most_guidance": 4.0}])
+def test_any_two_points_of_a_path_give_their_average_velocity(changes: dict[str, float]) -> None:
+    """With prompts of many means, so that a row with another path's prompt would fail."""
+    torch.manual_seed(0)
+    mean = torch.linspace(-1, 1, 64, dtype=torch.float64)
+    goal = trajectory(nodes=200, per_path=4, **changes).targets(noise(64), Prompt(mean), FlowMap(S))
+    rows = goal.parts["consistency"]
+    assert len(goal.x[rows]) == 32
+    jumps = fm.Jumps(goal.x[rows], goal.t[rows], goal.dt[rows], goal.y[rows], goal.cond[rows], 1.0)
+    guidance = jumps.cond.guidance if "most_guidance" in changes else changes.get("train_guidance", 1.0)
+    close(goal.y[rows], truth(jumps, guidance), 2e-3)
+    assert ((jumps.t == 0) & (jumps.dt == 1)).any()  # the one-step query
+    assert len(set(jumps.cond.mean.tolist())) == 8  # 32 rows from 8 paths
+    assert torch.equal(goal.cond.mean[goal.parts["flow"]], mean[32:])
+
+
+def test_half_the_steps_along_a_path_quarter_the_error() -> None:
+    errors = []
+    for nodes in (16, 32, 64):
+        sampler = trajectory(nodes=nodes)
+        _, jumps = drawn(sampler.cfg)
+        jumps = replace(jumps, t=torch.zeros_like(jumps.t), dt=torch.ones_like(jumps.dt), x_t=noise(400))
+        errors.append((sampler.average_velocity(jumps, FlowMap(S), When()) - truth(jumps)).abs().max().item())
+    assert 3.4 < errors[0] / errors[1] < 4.6
+    assert 3.4 < errors[1] / errors[2] < 4.6
+
+
+@pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
+def test_inner_nodes_move_by_up_to_half_a_step(jitter: float) -> None:
+    torch.manual_seed(0)
+    times = trajectory(nodes=8, jitter=jitter).node_times(500)
+    even = torch.arange(9, dtype=torch.float64)[:, None] / 8
+    assert torch.equal(times[[0, -1]], even[[0, -1]].expand(2, 500))
+    assert (times.diff(dim=0) > 0).all()
+    moved = (times - even).abs().max().item()
+    assert moved == pytest.approx(jitter / 16, abs=0.002)
+
+
+def test_a_path_is_shared_by_its_rows() -> None:
+    sizes = []
+
+    def counted(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
+        sizes.append(len(x))
+        assert not dt.any()  # velocities alone are asked
+        return FlowMap(S)(x, t, dt, cond)
+
+    trajectory(nodes=8, per_path=4, train_guidance=2.0).targets(noise(64), Prompt(torch.ones(64)), counted)
+    assert sizes == [16] * 8  # 32 rows, 8 paths, with and without the prompt
 
 
 # Noise and data

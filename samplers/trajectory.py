@@ -1,0 +1,79 @@
+"""Self-distillation along whole paths: one solver run of the teacher's velocity gives targets for many steps at once.
+
+Targets of the other objectives start from the network's own answers over steps dt > 0, so its errors there come back as
+targets. Here only velocities are asked (dt = 0), which the flow rows train. This is knowledge distillation (Luhman &
+Luhman 2021, arXiv 2101.02388) from the network's own average, for any two points of a path as in consistency
+trajectory models (Kim et al. 2024, arXiv 2310.02279).
+"""
+
+import math
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from configs.sampler_cfg import SamplerCfg, TrajectoryCfg
+from samplers.base import When
+from samplers.flow_map import FlowMap, Jumps
+from samplers.net import Net, spread
+
+
+class Trajectory(FlowMap):
+    """Consistency rows are pairs of points on paths that a second-order solver takes from noise to mask."""
+
+    name: ClassVar[str] = "trajectory"
+    drives: ClassVar[type[SamplerCfg]] = TrajectoryCfg
+    cfg: TrajectoryCfg
+
+    def average_velocity(self, jumps: Jumps, teacher: Net, when: When) -> Tensor:
+        """Over each row's own step, by ``nodes`` solver steps."""
+        times = jumps.t + torch.linspace(0, 1, self.cfg.nodes + 1, dtype=torch.float64)[:, None] * jumps.dt
+        path = self.integrate(jumps, times, teacher)
+        return (path[-1] - path[0]) / spread(jumps.dt, path[0])
+
+    def consistency(
+        self, x1: Tensor, noise: Tensor, cond: Any, teacher: Net, when: When
+    ) -> tuple[Jumps, Tensor, dict[str, slice]]:
+        rows, nodes = len(x1), self.cfg.nodes
+        paths = math.ceil(rows / self.cfg.per_path)
+        zero = torch.zeros(paths, dtype=torch.float64)
+        guidance, asked = self.strengths(noise[:paths], cond[:paths])
+        whole = Jumps(noise[:paths], zero, zero + 1, (x1 - noise)[:paths], asked, guidance)
+        times = self.node_times(paths)
+        path = self.integrate(whole, times, teacher)  # [nodes+1,paths,C,h,w]
+        t, dt, parts = self.lengths(rows, when)  # the same law of steps as elsewhere, moved to the nearest nodes
+        first = (t * nodes).round().long().clamp(max=nodes - 1)
+        last = torch.maximum(((t + dt) * nodes).round().long(), first + 1)
+        own = torch.arange(rows) % paths
+        t, dt = times[first, own], times[last, own] - times[first, own]
+        row = own.to(noise.device)
+        x_t, end = (path[node.to(noise.device), row] for node in (first, last))
+        jumps = Jumps(
+            x_t, t, dt, (path[-1] - path[0])[row], asked[row],
+            guidance[row] if isinstance(guidance, Tensor) else guidance,
+        )
+        return jumps, (end - x_t) / spread(dt, x_t), parts
+
+    def node_times(self, paths: int) -> Tensor:
+        """Rising times of the nodes: float64 [nodes+1,paths] on the CPU; inner ones move by up to half a step."""
+        nodes = self.cfg.nodes
+        times = torch.arange(nodes + 1, dtype=torch.float64)[:, None].repeat(1, paths)
+        times[1:-1] += self.cfg.jitter * (torch.rand(nodes - 1, paths, dtype=torch.float64) - 0.5)
+        return times / nodes
+
+    def integrate(self, start: Jumps, times: Tensor, teacher: Net) -> Tensor:
+        """States [K+1,B,C,h,w] at ``times`` [K+1,B] of the guided flow from ``start.x_t``.
+
+        Two-step Adams-Bashforth for steps of any lengths; the first step is Euler's.
+        """
+        states = [start.x_t]
+        before: tuple[Tensor, Tensor] | None = None
+        for t, s in pairwise(times):
+            x, step = states[-1], s - t
+            velocity = ahead = self.ask(teacher, x, t, torch.zeros_like(t), start)
+            if before is not None:
+                ahead = velocity + spread(step / (2 * before[0]), x) * (velocity - before[1])
+            states.append(x + spread(step, x) * ahead)
+            before = step, velocity
+        return torch.stack(states)
