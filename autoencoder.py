@@ -13,9 +13,10 @@ from torch.nn import functional as F
 
 from configs.autoencoder_cfg import KLCfg, L1LossCfg, MaskLossCfg, Stage1Cfg, VarianceExpansionCfg
 from configs.cli import from_dict, to_dict
-from models.checkpoint import KEY, describe, read_checkpoint
+from models.checkpoint import describe, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.equivariance import random_change
+from models.export import KEY
 from models.optim import build_optimizer
 from models.sharding import shard_parts
 from models.vae import VAE, Posterior, kl_divergence, mask_loss, variance_expansion

@@ -16,8 +16,9 @@ from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from models import build_backbone
 from models.band_loss import BandLoss
-from models.checkpoint import KEY, describe, read_checkpoint
+from models.checkpoint import describe, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.export import KEY, with_twins
 from models.optim import build_optimizer, reseed
 from models.sharding import shard_parts
 from models.text import Condition, TextEncoder
@@ -136,11 +137,11 @@ class DiffusionModule(L.LightningModule):
 
 
 def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> DiffusionModule:
-    """The model of a stage-2 checkpoint, in eval mode on ``device``. Raises CheckpointError."""
+    """The model of a stage-2 checkpoint or export, in eval mode on ``device``. Raises CheckpointError."""
     content = read_checkpoint(path, "diffusion", MAKE)
     about = content[KEY]
     autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
     module = DiffusionModule(from_dict(Stage2Cfg, about["config"]), autoencoder, about["data"])
-    module.load_state_dict(content["state_dict"])
+    module.load_state_dict(with_twins(content["state_dict"]))
     module.complete = about["complete"]
     return module.to(device).eval().requires_grad_(False)

@@ -34,7 +34,8 @@ from diffusion import DiffusionModule
 from metrics.callbacks import ReconstructionMonitor, SamplePreview
 from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
-from models.checkpoint import KEY, CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint
+from models.export import KEY
 from models.hardware import bf16_is_fast, faster_format
 from models.optim import reseed
 

@@ -14,8 +14,9 @@ from configs.sampling_cfg import SamplingCfg
 class GenerateCfg(SamplingCfg):
     """Everything that a generation needs."""
 
-    checkpoint: str
-    """Stage 2's checkpoint; it holds the whole pipeline."""
+    checkpoint: str = "icons"
+    """A model that comes with the project (icons: anything, 64 px; animals: ten of them, 32 px), or the path of a
+    stage-2 checkpoint or export."""
     prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
     """What to draw; give it several times for several prompts ("" asks for nothing in particular)."""
     prompts_file: str = ""
@@ -31,7 +32,7 @@ class GenerateCfg(SamplingCfg):
     threshold: float = 0.5
     """Probability above which a pixel is foreground."""
     out: str = ""
-    """Folder to write to; empty: a new one, masks-1, masks-2 ..., beside the checkpoint."""
+    """Folder to write to; empty: a new one, masks-1, masks-2 ..., beside the checkpoint (runs for icons, animals)."""
     overwrite: bool = False
     """Write into a folder that is not empty; the files of its earlier manifest are removed first."""
     one_bit: bool = False

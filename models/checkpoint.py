@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
+from models.export import KEY, SUFFIX, read_export
+
 FORMAT_VERSION = 1
-KEY = "mask_model"  # where a checkpoint says what it is
 
 
 class CheckpointError(Exception):
@@ -39,7 +40,8 @@ def read_checkpoint(path: str | Path, kind: str, make: str) -> dict[str, Any]:
     if path.is_dir():
         raise CheckpointError(path, "is a folder, not a checkpoint file", f"name the .ckpt file inside it, or {hint}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        exported = path.suffix == SUFFIX
+        content = read_export(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as reason:  # torch raises six unrelated types for damaged files
         first = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
         raise CheckpointError(path, f"is damaged or not a checkpoint ({first[:100]})", hint) from reason

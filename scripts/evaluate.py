@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from configs.checks import ConfigError
 from configs.cli import as_text, parse, to_dict
 from configs.evaluate_cfg import EvaluateCfg
+from configs.shipped import FOLDER, checkpoint_path
 from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
@@ -40,16 +41,18 @@ def main(argv: list[str] | None = None) -> None:
         from models.checkpoint import file_hash
         from scripts.seeded import choose_device
 
-        print(as_text(cfg), flush=True)
-        module = load_diffusion(cfg.checkpoint, choose_device(cfg.accelerator))
+        path = checkpoint_path(cfg.checkpoint)
+        print(f"{as_text(cfg)}\nmodel: {path}", flush=True)
+        module = load_diffusion(path, choose_device(cfg.accelerator))
         if module.cfg.data.channels != 1:
             raise ConfigError("this checkpoint draws ordinary images, but evaluate judges binary masks only")
         report = evaluate(module, *load_splits(module.cfg.data), cfg)
-        report = {"config": to_dict(cfg), "checkpoint_sha256": file_hash(cfg.checkpoint), **report}
-        out = Path(cfg.out).expanduser() if cfg.out else Path(cfg.checkpoint).expanduser().parent / "evaluation.json"
+        report = {"config": to_dict(cfg), "checkpoint_sha256": file_hash(path), **report}
+        beside = Path("runs") / path.stem if path.parent == FOLDER else path.parent
+        out = Path(cfg.out).expanduser() if cfg.out else beside / "evaluation.json"
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
-        quality_figure([as_row(Path(cfg.checkpoint).parent.name, [report])], out.with_suffix(".png"))
+        quality_figure([as_row(beside.name, [report])], out.with_suffix(".png"))
         print(f"{as_table(report)}\n\nreport: {out}\nfigure: {out.with_suffix('.png')}")
 
 

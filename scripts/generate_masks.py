@@ -1,4 +1,4 @@
-"""Turn prompts into mask files: ``bash scripts/generate_masks.sh --checkpoint PATH --prompt "a giraffe"``.
+"""Turn prompts into mask files: ``bash scripts/generate_masks.sh --prompt "a heart"``.
 
 Writes one PNG per mask, ``manifest.jsonl`` (readable as a training set), ``grid.png`` and ``config.json``.
 """
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from configs.checks import ConfigError
 from configs.cli import as_text, parse, to_dict
 from configs.generate_cfg import GenerateCfg
+from configs.shipped import FOLDER, checkpoint_path
 from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
@@ -36,8 +37,9 @@ def main(argv: list[str] | None = None) -> None:
         from diffusion import load_diffusion
         from scripts.seeded import choose_device
 
-        print(as_text(cfg), flush=True)
-        out = generate_to_folder(load_diffusion(cfg.checkpoint, choose_device(cfg.accelerator)), cfg)
+        model = checkpoint_path(cfg.checkpoint)
+        print(f"{as_text(cfg)}\nmodel: {model}", flush=True)
+        out = generate_to_folder(load_diffusion(model, choose_device(cfg.accelerator)), cfg)
         print(f"masks: {out}\npicture: {out / 'grid.png'}")
 
 
@@ -65,7 +67,7 @@ def generate_to_folder(module: Any, cfg: GenerateCfg) -> Path:
         "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
         "eta": getattr(sampler.cfg, "eta", None), "guidance": cfg.guidance, "guidance_from": cfg.guidance_from,
         "guidance_to": cfg.guidance_to, "cfg_zero": cfg.cfg_zero, "zero_init": cfg.zero_init,
-        "threshold": cfg.threshold, "checkpoint": file_hash(cfg.checkpoint),
+        "threshold": cfg.threshold, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
     }
     jobs = [(row, k) for row in range(len(prompts)) for k in range(cfg.num)]
     columns = min(cfg.num, max(4, GRID_COLUMNS // len(ways)))
@@ -146,7 +148,9 @@ def unique_slugs(prompts: Iterable[str]) -> list[str]:
 def output_folder(cfg: GenerateCfg) -> Path:
     """Where the files go; nothing is made yet. Raises FileExistsError for a folder in use (without ``overwrite``)."""
     if not cfg.out:
-        beside = Path(cfg.checkpoint).expanduser().parent
+        beside = checkpoint_path(cfg.checkpoint).parent
+        if beside == FOLDER:
+            beside = Path("runs")
         return next(path for n in range(1, 10**6) if not (path := beside / f"masks-{n}").exists())
     out = Path(cfg.out).expanduser()
     if out.exists() and not out.is_dir():

@@ -1,0 +1,63 @@
+"""One file of averaged weights and their config: safetensors, which hold no code and which other programs can read."""
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+SUFFIX = ".safetensors"
+KEY = "mask_model"  # the header's entry with kind, version and config, in JSON
+
+
+def write_export(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
+    """Write ``tensors`` and ``about`` (plain values) to ``path``, which is replaced only once all is on disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    save_file({name: value.contiguous() for name, value in tensors.items()}, part, {KEY: json.dumps(about)})
+    part.chmod(0o644)  # safetensors writes files that only their owner can read
+    os.replace(part, path)
+
+
+def read_export(path: Path) -> dict[str, Any]:
+    """``{"state_dict": tensors in fp32 where they are fractions, KEY: about}``.
+
+    Raises:
+        ValueError: not a whole safetensors file, or not one of ours.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            about = (file.metadata() or {}).get(KEY, "")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no mapping
+    except SafetensorError as reason:
+        raise ValueError(str(reason)) from None
+    tensors = {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+    return {"state_dict": tensors, KEY: json.loads(about) if about else None}
+
+
+def averaged(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """What generates masks, of a stage-2 state: the averaged networks and the latents' scale, weights in ``dtype``."""
+    kept = {}
+    for name, value in state.items():
+        if name.startswith(("average.", "autoencoder.average.")):
+            kept[name] = value.to(dtype) if value.is_floating_point() else value
+        elif name.startswith("autoencoder.latent_"):
+            kept[name] = value
+    return kept
+
+
+def with_twins(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A whole stage-2 state from an exported one: a twin that is not there begins as the average."""
+    twins = {"average.": ("net.", "teacher."), "autoencoder.average.": ("autoencoder.vae.",)}
+    whole = dict(state)
+    for name, value in state.items():
+        for mine, others in twins.items():
+            if name.startswith(mine):
+                for other in others:
+                    whole.setdefault(other + name.removeprefix(mine), value)
+    return whole

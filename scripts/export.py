@@ -1,0 +1,55 @@
+"""One file to generate from: ``python -m scripts.export --checkpoint runs/x/last.ckpt``.
+
+Writes the averaged weights of both stages as safetensors, and a JSON file with config, shapes and SHA-256 beside it.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+from configs.cli import as_text, parse
+from configs.export_cfg import ExportCfg
+from scripts.run import refuse_kindly
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = sys.argv[1:] if argv is None else argv
+    cfg: ExportCfg = parse(ExportCfg, args, "python -m scripts.export", "Write a model as one file.")
+    with refuse_kindly("export"):
+        print(as_text(cfg), flush=True)
+        out = export(cfg)
+        print(f"model: {out} ({out.stat().st_size / 1e6:.1f} MB)\nabout it: {out.with_suffix('.json')}")
+
+
+def export(cfg: ExportCfg) -> Path:
+    """Write both files; returns the model's.
+
+    Raises:
+        CheckpointError: a checkpoint that cannot be used.
+        FileExistsError: a file that is already there (without ``overwrite``).
+    """
+    import torch
+
+    from models.checkpoint import file_hash, read_checkpoint
+    from models.export import KEY, averaged, write_export
+
+    source = Path(cfg.checkpoint).expanduser()
+    out = Path(cfg.out).expanduser() if cfg.out else source.parent / "model.safetensors"
+    for path in (out, out.with_suffix(".json")):
+        if path.exists() and not cfg.overwrite:
+            raise FileExistsError(f"{path} is already there: name another file with --out, or add --overwrite True")
+    content = read_checkpoint(source, "diffusion", "bash scripts/train_stage_2.sh")
+    if not content[KEY]["complete"]:
+        print(f"warning: the training of {source} was not finished", file=sys.stderr)
+    tensors = averaged(content["state_dict"], torch.bfloat16 if cfg.dtype == "bf16" else torch.float32)
+    write_export(out, tensors, content[KEY])
+    about = {
+        "sha256": file_hash(out), "training_steps": content.get("global_step"), **content[KEY],
+        "tensors": {name: list(value.shape) for name, value in tensors.items()},
+    }
+    out.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    return out
+
+
+if __name__ == "__main__":
+    main()

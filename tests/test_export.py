@@ -1,0 +1,131 @@
+"""Exported models, and those that come with the project."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from configs.cli import from_dict
+from configs.diffusion_cfg import Stage2Cfg
+from configs.shipped import SHIPPED, checkpoint_path
+from diffusion import DiffusionModule, load_diffusion
+from models.checkpoint import CheckpointError, file_hash, read_checkpoint
+from models.export import KEY
+from scripts.evaluate import main as evaluate
+from scripts.export import main as export
+from scripts.generate_masks import main as generate
+
+LARGEST = 14e6  # bytes
+
+
+@pytest.fixture
+def checkpoint(tiny_diffusion: DiffusionModule, tmp_path: Path) -> Path:
+    with torch.no_grad():
+        for part in tiny_diffusion.average.parameters():
+            part.add_(0.01 * torch.randn_like(part))  # no twin is the average
+    content = {"state_dict": tiny_diffusion.state_dict(), "global_step": 7}
+    tiny_diffusion.complete = True
+    tiny_diffusion.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    return tmp_path / "a.ckpt"
+
+
+def masks(path: Path | str) -> torch.Tensor:
+    module = load_diffusion(path)
+    noise = torch.randn(2, *module.latent_shape, generator=torch.Generator().manual_seed(0))
+    return module.generate(["a cat", "a bird"], noise, steps=2)
+
+
+def test_an_export_in_fp32_draws_what_its_checkpoint_draws(checkpoint: Path, tmp_path: Path) -> None:
+    out = tmp_path / "deep" / "model.safetensors"
+    export(["--checkpoint", str(checkpoint), "--out", str(out), "--dtype", "fp32"])
+    assert torch.equal(masks(out), masks(checkpoint))
+    about = json.loads(out.with_suffix(".json").read_text())
+    assert about["sha256"] == file_hash(out)
+    assert about["training_steps"] == 7
+    assert from_dict(Stage2Cfg, about["config"]) == load_diffusion(checkpoint).cfg
+    assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []  # nothing half written
+
+
+def test_an_export_in_bf16_is_half_as_large_and_draws_nearly_the_same(checkpoint: Path) -> None:
+    export(["--checkpoint", str(checkpoint)])
+    small = checkpoint.parent / "model.safetensors"
+    export(["--checkpoint", str(checkpoint), "--out", str(checkpoint.parent / "large.safetensors"), "--dtype", "fp32"])
+    assert small.stat().st_size < 0.6 * (checkpoint.parent / "large.safetensors").stat().st_size
+    torch.testing.assert_close(masks(small), masks(checkpoint), rtol=0, atol=0.05)
+
+
+def test_all_twins_of_an_export_begin_as_the_average(checkpoint: Path) -> None:
+    export(["--checkpoint", str(checkpoint)])
+    module = load_diffusion(checkpoint.parent / "model.safetensors")
+    for twin in (module.net, module.teacher):
+        for own, average in zip(twin.parameters(), module.average.parameters(), strict=True):
+            assert torch.equal(own, average)
+
+
+def test_an_export_never_replaces_a_file_unasked(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    export(["--checkpoint", str(checkpoint)])
+    with pytest.raises(SystemExit):
+        export(["--checkpoint", str(checkpoint)])
+    assert "already there" in capsys.readouterr().err
+    export(["--checkpoint", str(checkpoint), "--overwrite", "True"])
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "foreign", "text"])
+def test_a_file_that_is_no_export_is_refused_in_one_sentence(kind: str, checkpoint: Path, tmp_path: Path) -> None:
+    bad = tmp_path / "bad.safetensors"
+    export(["--checkpoint", str(checkpoint), "--out", str(bad)])
+    content = bad.read_bytes()
+    if kind == "foreign":
+        save_file({"weight": torch.ones(3)}, bad)
+    else:
+        bad.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"not a model at all"}[kind])
+    with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
+        read_checkpoint(bad, "diffusion", "x")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_is_whole_small_and_draws(name: str) -> None:
+    path = checkpoint_path(name)
+    assert path.stat().st_size < LARGEST
+    assert json.loads(path.with_suffix(".json").read_text())["sha256"] == file_hash(path)
+    assert read_checkpoint(path, "diffusion", "x")[KEY]["complete"]
+    module = load_diffusion(path)
+    prompts = ["a heart", "an elephant"]
+    noise = torch.randn(16, *module.latent_shape, generator=torch.Generator().manual_seed(0))
+    p = module.generate([prompts[k % 2] for k in range(16)], noise, steps=1)
+    drawn = p > 0.5
+    assert ((p > 0.1) & (p < 0.9)).float().mean() < 0.1  # black or white, not grey
+    assert (0.03 < drawn.float().mean((1, 2, 3))).all()
+    heart, elephant = drawn[::2].float().mean(0), drawn[1::2].float().mean(0)
+    assert (heart - elephant).abs().mean() > 0.1  # the prompt decides
+
+
+def test_generation_needs_no_checkpoint_and_says_which_model_it_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    generate(["--prompt", "a heart", "--num", "2"])
+    assert "icons.safetensors" in capsys.readouterr().out
+    assert sorted(path.name for path in (tmp_path / "runs" / "masks-1").glob("*.png")) == [
+        "a-heart-0000.png", "a-heart-0001.png", "grid.png",
+    ]
+
+
+def test_a_file_of_yours_comes_before_a_model_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert checkpoint_path("icons") == SHIPPED["icons"]
+    Path("icons").write_text("mine")
+    assert checkpoint_path("icons") == Path("icons")
+
+
+def test_a_shipped_model_can_be_judged_and_writes_beside_no_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(path.name for path in SHIPPED["animals"].parent.iterdir())
+    evaluate(["--checkpoint", "animals", "--num", "20", "--steps", "1", "--classifier-steps", "20", "--search", "0"])
+    assert json.loads((tmp_path / "runs" / "animals" / "evaluation.json").read_text())["num"] == 20
+    assert sorted(path.name for path in SHIPPED["animals"].parent.iterdir()) == before
