@@ -18,6 +18,7 @@ from configs.sampler_cfg import (
     ShortcutCfg,
     SoFlowCfg,
     SplitCfg,
+    TrajectoryCfg,
 )
 
 M = TypeVar("M", bound=FlowMapCfg)
@@ -40,9 +41,14 @@ def as_shortcut(cfg: M) -> M:
     )
 
 
+def shortcut_base() -> Stage2Cfg:
+    """The quickstart's stage 2 with the shortcut objective and the fast teacher that it needs."""
+    return replace(stage2_animals_tiny(), sampler=SHORTCUT, ema=EMACfg(0.998, 0.95))
+
+
 def objectives() -> dict[str, Entrant]:
     """What the network learns, on animals32 with the quickstart's network."""
-    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    base, stage_1 = shortcut_base(), stage1_animals()
     paper = ShortcutCfg(share=0.25, every=1)
     entries: dict[str, Sampler] = {
         "shortcut": SHORTCUT,
@@ -60,6 +66,7 @@ def objectives() -> dict[str, Entrant]:
         "flow": Entrant(replace(base, sampler=FlowCfg()), stage_1, (1.0, 2.0)),
         "shortcut-paper": Entrant(replace(base, sampler=paper, ema=EMACfg(base.ema.decay, 0.999)), stage_1),
     }
+    found["trajectory"] = Entrant(stage2_animals_tiny(), stage_1)
     for name, sampler in entries.items():
         smooth = isinstance(sampler, (MeanFlowCfg, LagrangianCfg))  # they differentiate in time
         backbone = replace(base.backbone, fastest_rate=50.0) if smooth else base.backbone
@@ -69,7 +76,7 @@ def objectives() -> dict[str, Entrant]:
 
 def parts() -> dict[str, Entrant]:
     """The shortcut objective with one thing changed at a time."""
-    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    base, stage_1 = shortcut_base(), stage1_animals()
     changed: dict[str, ShortcutCfg] = {
         "shortcut": SHORTCUT,
         "no-guidance": replace(SHORTCUT, train_guidance=1.0),
@@ -91,6 +98,47 @@ def parts() -> dict[str, Entrant]:
     found = {name: Entrant(replace(base, sampler=sampler), stage_1) for name, sampler in changed.items()}
     for decay in (0.0, 0.8, 0.99, 0.999):
         found[f"teacher-{decay:g}"] = Entrant(replace(base, ema=EMACfg(base.ema.decay, decay)), stage_1)
+    return found
+
+
+def late() -> dict[str, Entrant]:
+    """Self-consistency that begins late, from the network's own jumps (shortcut) or from whole paths (trajectory)."""
+    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    shortcut = replace(SHORTCUT, train_guidance=1.5, begin=0.7, share=0.375)
+    path = TrajectoryCfg(
+        train_guidance=1.5, begin=0.7, share=0.375, loss_power=0.5, consistency_weight=2.0, one_step_atom=0.25
+    )
+    path_2 = replace(path, train_guidance=2.0)
+    fast: dict[str, FlowMapCfg] = {
+        "late": shortcut,
+        "late-w2": replace(shortcut, train_guidance=2.0),
+        "later": replace(shortcut, begin=0.8, share=0.45),
+        "late-pair": replace(shortcut, pairing="prompt"),
+        "late-x": replace(shortcut, prediction="x"),
+        "late-p1": replace(shortcut, loss_power=1.0, flow_power=0.5),
+        "soflow-late": SoFlowCfg(
+            train_guidance=1.5, begin=0.7, share=0.375, loss_power=0.5, data_velocity=0.25, first_part=0.25,
+            last_part=0.05,
+        ),
+    }
+    slow: dict[str, FlowMapCfg] = {
+        "late-slow": shortcut,
+        "traj": path,
+        "traj-later": replace(path, begin=0.8, share=0.45),
+        "traj-16": replace(path, nodes=16, per_path=8),
+        "traj-p1": replace(path, loss_power=1.0, flow_power=0.5),
+        "traj-w2": path_2,
+        "w2-half": replace(path_2, begin=0.5, share=0.3),
+        "w2-atom": replace(path_2, one_step_atom=0.5),
+        "w2-p1": replace(path_2, loss_power=1.0, flow_power=0.5),
+        "w2-cw4": replace(path_2, consistency_weight=4.0),
+    }
+    combo = replace(path_2, one_step_atom=0.5, consistency_weight=4.0, loss_power=1.0, flow_power=0.5)
+    slow |= {"combo": combo, "combo6": replace(combo, nodes=6, per_path=6)}
+    found = {"flow": Entrant(replace(base, sampler=FlowCfg()), stage_1, (1.5,))}
+    for kinds, teacher in ((fast, 0.95), (slow, 0.998)):
+        for name, sampler in kinds.items():
+            found[name] = Entrant(replace(base, sampler=sampler, ema=EMACfg(0.998, teacher)), stage_1)
     return found
 
 
@@ -132,5 +180,5 @@ def latents() -> dict[str, Entrant]:
 
 
 PLANS: dict[str, Callable[[], dict[str, Entrant]]] = {
-    "objectives": objectives, "parts": parts, "networks": networks, "latents": latents,
+    "objectives": objectives, "parts": parts, "late": late, "networks": networks, "latents": latents,
 }

@@ -11,9 +11,9 @@ from configs.trainer_cfg import TrainerCfg
 
 
 def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
-    """The run folder: chosen once, by the first process, and handed to the others through the environment."""
-    chosen = os.environ.get("MASK_RUN_DIR")
-    if chosen:
+    """The run folder: chosen once, by the first process, and handed to those it starts through the environment."""
+    chooser, _, chosen = os.environ.get("MASK_RUN_DIR", "").partition(":")
+    if chosen and chooser != str(os.getpid()):  # a second training of one process chooses anew
         return Path(chosen)
     if cfg.run_dir:
         folder = Path(cfg.run_dir)
@@ -43,7 +43,7 @@ def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
         raise ConfigError(
             f"the run folder {folder} cannot be written ({reason}): name another with --train.run-dir"
         ) from None
-    os.environ["MASK_RUN_DIR"] = str(folder)
+    os.environ["MASK_RUN_DIR"] = f"{os.getpid()}:{folder}"
     return folder
 
 

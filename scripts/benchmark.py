@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.bakeoffs import Entrant
@@ -29,7 +30,7 @@ def objectives(cfg: Stage2Cfg, stage_1: Stage1Cfg) -> dict[str, Entrant]:
 
 
 def step_times(entrants: dict[str, Entrant]) -> dict[str, list[float]]:
-    """Seconds per training step of each entrant, one number per repeat; a number is the mean of four steps."""
+    """Seconds per training step of each entrant, one number per repeat."""
     import torch
 
     from models.hardware import bf16_is_fast
@@ -47,7 +48,7 @@ def step_times(entrants: dict[str, Entrant]) -> dict[str, list[float]]:
 
 
 def stepper(entrant: Entrant, bf16: bool) -> Callable[[], float]:
-    """Four whole training steps of an entrant, from early to late in its course, and the seconds one of them took."""
+    """Seconds of one training step of an entrant, on average over a whole training, from a few steps of each kind."""
     import torch
 
     from autoencoder import AutoencoderModule
@@ -63,23 +64,32 @@ def stepper(entrant: Entrant, bf16: bool) -> Callable[[], float]:
     x1 = torch.randn(cfg.data.batch_size, *module.latent_shape)
     cond = module.encode_text(["a giraffe"] * len(x1))
 
-    def steps() -> float:
+    def seconds(when: When) -> float:
         began = time.perf_counter()
-        for number in range(4):
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                loss, _ = module.sampler.loss(
-                    module.net, x1, cond, teacher=module.teacher,
-                    when=When(number, (number + 0.5) / 4), measure=module.measure
-                )
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0, foreach=True)
-            optimizer.step()
-            optimizer.zero_grad()
-            ema_update_(module.average, module.net, 0.999)
-            ema_update_(module.teacher, module.net, 0.95)
-        return (time.perf_counter() - began) / 4
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            loss, _ = module.sampler.loss(
+                module.net, x1, cond, teacher=module.teacher, when=when, measure=module.measure
+            )
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0, foreach=True)
+        optimizer.step()
+        optimizer.zero_grad()
+        ema_update_(module.average, module.net, 0.999)
+        ema_update_(module.teacher, module.net, 0.95)
+        return time.perf_counter() - began
 
-    return steps
+    return lambda: mean_over_training(cfg.sampler, seconds)
+
+
+def mean_over_training(sampler: Sampler, seconds: Callable[[Any], float]) -> float:
+    """Mean of ``seconds(when)`` over a training: what it is before self-consistency begins, and a cycle of it after."""
+    from samplers import When
+
+    every, begin = getattr(sampler, "every", 1), getattr(sampler, "begin", 0.0)
+    numbers = range(max(4, every) // every * every)  # whole cycles, of four steps or more
+    late = statistics.mean(seconds(When(number, 1.0)) for number in numbers)
+    early = statistics.mean(seconds(When(number, 0.0)) for number in range(2)) if begin else 0.0
+    return begin * early + (1 - begin) * late
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,7 +1,10 @@
 """Configs validate, travel as plain values, and the command line helps."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,8 +16,11 @@ from configs.cli import differences, from_dict, parse_preset, to_dict
 from configs.data_cfg import DataCfg, FolderSource
 from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import STAGE_1, STAGE_2
+from configs.run_folder import choose_run_dir
 from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
+
+ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize("stage", [STAGE_1, STAGE_2])
@@ -144,3 +150,15 @@ def test_differences_name_each_field_once() -> None:
     new = replace(old, data=replace(old.data, batch_size=7), sampler=FlowCfg())
     assert differences(old, new) == ["data.batch_size: 128 -> 7", "sampler: ShortcutCfg -> FlowCfg"]
     assert differences(old, old) == []
+
+
+def test_a_run_folder_goes_to_child_processes_but_to_no_second_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MASK_RUN_DIR", raising=False)
+    first = choose_run_dir(TrainerCfg(run_dir=str(tmp_path / "a")), "x")
+    second = choose_run_dir(TrainerCfg(run_dir=str(tmp_path / "b")), "x")
+    assert (first, second) == (tmp_path / "a", tmp_path / "b")
+    as_child = "from configs.run_folder import *; print(choose_run_dir(TrainerCfg(run_dir='elsewhere'), 'x'))"
+    said = subprocess.run([sys.executable, "-c", as_child], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert said.stdout.strip() == str(second)

@@ -98,7 +98,7 @@ def test_a_shipped_model_is_whole_small_and_draws(name: str) -> None:
     p = module.generate([prompts[k % 2] for k in range(16)], noise, steps=1)
     drawn = p > 0.5
     assert ((p > 0.1) & (p < 0.9)).float().mean() < 0.1  # black or white, not grey
-    assert (0.03 < drawn.float().mean((1, 2, 3))).all()
+    assert (drawn.float().mean((1, 2, 3)) > 0.03).all()
     heart, elephant = drawn[::2].float().mean(0), drawn[1::2].float().mean(0)
     assert (heart - elephant).abs().mean() > 0.1  # the prompt decides
 

@@ -11,6 +11,7 @@ from configs.bakeoff_cfg import BakeoffCfg
 from configs.bakeoffs import PLANS
 from configs.cli import parse, parse_preset
 from configs.evaluate_cfg import EvaluateCfg
+from configs.export_cfg import ExportCfg
 from configs.generate_cfg import GenerateCfg
 from configs.presets import STAGE_1, STAGE_2
 from configs.sampler_cfg import FlowCfg
@@ -41,6 +42,8 @@ def test_every_command_of_the_readme_parses() -> None:
             parse(GenerateCfg, rest, name)
         elif name == "evaluate":
             parse(EvaluateCfg, rest, name)
+        elif name == "export":
+            parse(ExportCfg, rest, name)
         elif name == "bakeoff":
             assert parse(BakeoffCfg, rest, name).plan in PLANS
         else:

@@ -20,7 +20,8 @@ COMMON = [
     "--train.val-every", "2", "--train.log-every", "1", "--optim.warmup-steps", "0", "--optim.final-lr", "1.0",
 ]  # fmt: skip
 STAGE_1 = [*COMMON, "--autoencoder.width", "8", "--autoencoder.multipliers", "1", "1", "2"]
-STAGE_2 = [*COMMON, "--backbone.width", "32", "--backbone.blocks", "1", "--text.width", "16"]
+STAGE_2 = [*COMMON, "--backbone.width", "32", "--backbone.blocks", "1", "--text.width", "16",
+           "--sampler.begin", "0"]  # fmt: skip
 
 
 def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
