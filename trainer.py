@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import os
 import time
 import warnings
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -17,26 +17,27 @@ import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
-from torch import nn
 from tqdm import tqdm
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
+from configs.checks import ConfigError
 from configs.cli import as_text, differences, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.run_folder import choose_run_dir, describe_run, newest_complete
+from configs.shipped import checkpoint_path
 from configs.trainer_cfg import TrainerCfg
 from data.datasets import to_tensor
 from data.masks import DataError
 from data.module import MaskDataModule
 from data.sources import data_fingerprint
-from diffusion import DiffusionModule
+from diffusion import DiffusionModule, load_diffusion
 from metrics.callbacks import ReconstructionMonitor, SamplePreview
 from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.export import KEY
-from models.hardware import bf16_is_fast, faster_format
+from models.hardware import first_device, precision_for, set_memory_format
 from models.optim import reseed
 
 
@@ -112,29 +113,6 @@ def resume_path(cfg: Stage1Cfg | Stage2Cfg, run_dir: Path, kind: str) -> Path | 
         return path
     print(f"{run_dir} holds no checkpoint to resume from: starting anew", flush=True)
     return None
-
-
-def precision_for(cfg: TrainerCfg) -> str:
-    """Lightning's name of the precision; auto measures whether bf16 pays on this machine."""
-    named = {"fp32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
-    if cfg.precision != "auto":
-        return named[cfg.precision]
-    return "bf16-mixed" if bf16_is_fast(first_device(cfg).type) else "32-true"
-
-
-def first_device(cfg: TrainerCfg) -> torch.device:
-    """The device of this process, as far as it can be known before the Trainer has set one."""
-    if cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
-    return torch.device("cpu")
-
-
-def set_memory_format(module: L.LightningModule, net: nn.Module, inputs: tuple[Any, ...], cfg: TrainerCfg) -> None:
-    """Lay out all filters in the format that is faster for ``net`` where it will train."""
-    device = first_device(cfg)
-    there = tuple(value.to(device) for value in inputs)
-    layout = faster_format(cfg.channels_last, net.to(device), there, precision_for(cfg) == "bf16-mixed")
-    module.to("cpu", memory_format=layout)
 
 
 def strategy_for(cfg: TrainerCfg, devices: int) -> Strategy | str:
@@ -240,8 +218,22 @@ def find_autoencoder(cfg: Stage2Cfg) -> Path:
     return newest
 
 
-def checked_autoencoder(cfg: Stage2Cfg) -> AutoencoderModule:
+def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
+    """What ``cfg.init`` decides (network and text settings), and its model; without one, ``cfg`` as it is."""
+    if not cfg.init:
+        return cfg, None
+    if cfg.autoencoder != "auto":
+        raise ConfigError(f"init is {cfg.init!r}, which brings its own autoencoder: leave autoencoder at auto, "
+                          f"not {cfg.autoencoder!r}")  # fmt: skip
+    source = load_diffusion(checkpoint_path(cfg.init))
+    return replace(cfg, backbone=source.cfg.backbone, text=source.cfg.text), source
+
+
+def checked_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> AutoencoderModule:
     """Stage 1's network for this stage 2. Raises CheckpointError for a missing, unfinished or foreign one."""
+    if source is not None:
+        fitting(Path(cfg.init), source.autoencoder, cfg, "name a model of your masks' size with --init")
+        return source.autoencoder
     path = find_autoencoder(cfg)
     make = "bash scripts/train_stage_1.sh PRESET (the same preset and data as this stage 2)"
     autoencoder = load_autoencoder(path, make)
@@ -250,14 +242,19 @@ def checked_autoencoder(cfg: Stage2Cfg) -> AutoencoderModule:
             path, "is of a stage-1 training that was not finished",
             f"continue it with: bash scripts/train_stage_1.sh PRESET --train.run-dir {path.parent} --train.resume auto",
         )
+    fitting(path, autoencoder, cfg, f"make one with: {make}")
+    print(f"autoencoder: {path}", flush=True)
+    return autoencoder
+
+
+def fitting(path: Path, autoencoder: AutoencoderModule, cfg: Stage2Cfg, hint: str) -> None:
+    """Raises CheckpointError for an autoencoder of other images than those of ``cfg``."""
     theirs, ours = autoencoder.cfg.data, cfg.data
     if (theirs.image_size, theirs.channels) != (ours.image_size, ours.channels):
         raise CheckpointError(
             path, f"was trained on {theirs.image_size}-pixel images of {theirs.channels} channel(s), but this stage 2 "
-            f"has {ours.image_size} and {ours.channels}", f"make one with: {make}",
+            f"has {ours.image_size} and {ours.channels}", hint,
         )
-    print(f"autoencoder: {path}", flush=True)
-    return autoencoder
 
 
 @torch.no_grad()
@@ -280,9 +277,14 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule) -> None:
 
 def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     """Train the diffusion network on a finished stage 1; returns the run folder."""
-    autoencoder = checked_autoencoder(cfg)
+    cfg, source = take_over(cfg)
+    autoencoder = checked_autoencoder(cfg, source)
     run_dir, data = start(cfg, f"{name}-stage2", "diffusion")
     module = DiffusionModule(cfg, autoencoder, data_fingerprint(cfg.data))
+    if source is not None:
+        for twin in (module.net, module.average, module.teacher):
+            twin.load_state_dict(source.average.state_dict())
+        print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
     set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
     cache_latents(module, data)
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []

@@ -45,7 +45,10 @@ class Stage2Cfg:
     """Everything that a stage-2 training needs."""
 
     autoencoder: str = "auto"
-    """Stage 1's checkpoint; auto: the newest complete one of the same data under the runs folder."""
+    """Stage 1's checkpoint; auto: the newest complete one of the same data under the runs folder, or that of init."""
+    init: str = ""
+    """Begin with the weights of this model (a stage-2 checkpoint, an export, icons or animals); its autoencoder,
+    network and text settings are taken over. Empty: begin anew."""
     data: DataCfg = field(default_factory=DataCfg)
     backbone: Backbone = field(default_factory=UNetCfg)
     text: TextCfg = field(default_factory=TextCfg)

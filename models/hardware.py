@@ -1,13 +1,17 @@
 """Choices that depend on the machine, made by measuring for a fraction of a second."""
 
+import os
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import cache
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from configs.trainer_cfg import TrainerCfg
 
 
 def seconds(run: Callable[[], object], repeats: int = 3) -> float:
@@ -56,3 +60,26 @@ def faster_format(choice: str, net: nn.Module, inputs: tuple[object, ...], bf16:
         net.to(memory_format=layout)
         times[layout] = seconds(step, 2)
     return min(times, key=lambda layout: times[layout])
+
+
+def precision_for(cfg: TrainerCfg) -> str:
+    """Lightning's name of the precision; auto measures whether bf16 pays on this machine."""
+    named = {"fp32": "32-true", "bf16-mixed": "bf16-mixed", "fp16-mixed": "16-mixed"}
+    if cfg.precision != "auto":
+        return named[cfg.precision]
+    return "bf16-mixed" if bf16_is_fast(first_device(cfg).type) else "32-true"
+
+
+def first_device(cfg: TrainerCfg) -> torch.device:
+    """The device of this process, as far as it can be known before the Trainer has set one."""
+    if cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+    return torch.device("cpu")
+
+
+def set_memory_format(module: nn.Module, net: nn.Module, inputs: tuple[Any, ...], cfg: TrainerCfg) -> None:
+    """Lay out all filters in the format that is faster for ``net`` where it will train."""
+    device = first_device(cfg)
+    there = tuple(value.to(device) for value in inputs)
+    layout = faster_format(cfg.channels_last, net.to(device), there, precision_for(cfg) == "bf16-mixed")
+    module.to("cpu").to(memory_format=layout)

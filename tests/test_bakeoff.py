@@ -12,9 +12,11 @@ from configs import bakeoffs
 from configs.bakeoff_cfg import BakeoffCfg
 from configs.bakeoffs import PLANS, Entrant
 from configs.checks import ConfigError
-from configs.sampler_cfg import FlowCfg, SoFlowCfg
+from configs.sampler_cfg import FlowCfg, ShortcutCfg, SoFlowCfg
 from metrics.comparison import as_markdown, gather, quality_figure
+from samplers import When
 from scripts import bakeoff
+from scripts.benchmark import mean_over_training
 
 
 def judged(folder: Path, seed: int, distance: float, guidance: float = 1.0) -> None:
@@ -116,3 +118,20 @@ def test_settings_of_a_bakeoff_are_checked() -> None:
     for wrong in ({"steps": 0}, {"workers": 0}, {"seeds": ()}, {"equal": "luck"}, {"eval_steps": (0,)}):
         with pytest.raises(ConfigError):
             BakeoffCfg(**wrong)  # type: ignore[arg-type]  # the point
+
+
+@pytest.mark.parametrize(("begin", "every", "expected"), [(0.0, 1, 3.0), (0.0, 2, 2.0), (0.7, 2, 1.3), (0.5, 4, 1.25)])
+def test_the_cost_of_a_step_weighs_what_comes_before_and_after_self_consistency_begins(
+    begin: float, every: int, expected: float
+) -> None:
+    """A step with consistency rows costs 3 here, another 1."""
+    cfg = ShortcutCfg(begin=begin, every=every, share=0.2)
+
+    def seconds(when: When) -> float:
+        return 3.0 if when.step % every == 0 and when.progress >= begin else 1.0
+
+    assert mean_over_training(cfg, seconds) == pytest.approx(expected)
+
+
+def test_plain_flow_matching_costs_its_step() -> None:
+    assert mean_over_training(FlowCfg(), lambda when: 1.5) == 1.5

@@ -16,6 +16,7 @@ from models.export import KEY
 from scripts.evaluate import main as evaluate
 from scripts.export import main as export
 from scripts.generate_masks import main as generate
+from scripts.train_stage_2 import main as train_stage_2
 
 LARGEST = 14e6  # bytes
 
@@ -129,3 +130,36 @@ def test_a_shipped_model_can_be_judged_and_writes_beside_no_weights(
     evaluate(["--checkpoint", "animals", "--num", "20", "--steps", "1", "--classifier-steps", "20", "--search", "0"])
     assert json.loads((tmp_path / "runs" / "animals" / "evaluation.json").read_text())["num"] == 20
     assert sorted(path.name for path in SHIPPED["animals"].parent.iterdir()) == before
+
+
+def test_training_can_begin_with_a_models_weights(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The learning rate is so small that the weights stay where they began."""
+    monkeypatch.delenv("MASK_RUN_DIR", raising=False)
+    export(["--checkpoint", str(checkpoint), "--dtype", "fp32"])
+    model = str(tmp_path / "model.safetensors")
+    train_stage_2([
+        "animals-tiny", "--init", model, "--data.limit", "16", "--data.batch-size", "8", "--optim.lr", "1e-12",
+        "--train.max-steps", "2", "--train.run-dir", str(tmp_path / "tuned"), "--train.previews", "False",
+        "--train.accelerator", "cpu", "--train.precision", "fp32",
+    ])  # fmt: skip
+    tuned, start = load_diffusion(tmp_path / "tuned" / "last.ckpt"), load_diffusion(model)
+    assert (tuned.cfg.backbone, tuned.cfg.text) == (start.cfg.backbone, start.cfg.text)
+    for part in ("net", "average", "autoencoder"):
+        for now, then in zip(getattr(tuned, part).parameters(), getattr(start, part).parameters(), strict=True):
+            torch.testing.assert_close(now, then, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("args", "said"), [
+    (["--init", "icons"], "64-pixel images"),
+    (["--init", "animals", "--autoencoder", "a.ckpt"], "brings its own autoencoder"),
+    (["--init", "missing.safetensors"], "there is no such checkpoint"),
+])  # fmt: skip
+def test_a_model_that_cannot_begin_this_training_is_refused(
+    args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        train_stage_2(["animals-tiny", *args, "--train.run-dir", str(tmp_path / "run")])
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
