@@ -6,6 +6,7 @@ Writes the averaged weights of both stages as safetensors, and a JSON file with 
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from configs.cli import as_text, parse
 from configs.export_cfg import ExportCfg
@@ -42,13 +43,24 @@ def export(cfg: ExportCfg) -> Path:
     if not content[KEY]["complete"]:
         print(f"warning: the training of {source} was not finished", file=sys.stderr)
     tensors = averaged(content["state_dict"], torch.bfloat16 if cfg.dtype == "bf16" else torch.float32)
-    write_export(out, tensors, content[KEY])
+    told = without_places(content[KEY])
+    write_export(out, tensors, told)
     about = {
-        "sha256": file_hash(out), "training_steps": content.get("global_step"), **content[KEY],
+        "sha256": file_hash(out), "training_steps": content.get("global_step"), **told,
         "tensors": {name: list(value.shape) for name, value in tensors.items()},
     }
     out.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
     return out
+
+
+def without_places(about: dict[str, Any]) -> dict[str, Any]:
+    """What a checkpoint says of itself, without the folders of the machine that trained it."""
+    nowhere = {"run_dir": "", "resume": "none"}
+    stage_1, stage_2 = about["autoencoder"], about["config"]
+    return about | {
+        "autoencoder": stage_1 | {"train": stage_1["train"] | nowhere},
+        "config": stage_2 | {"autoencoder": "auto", "init": "", "train": stage_2["train"] | nowhere},
+    }
 
 
 if __name__ == "__main__":
