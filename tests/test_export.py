@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 
 from configs.cli import from_dict
 from configs.diffusion_cfg import Stage2Cfg
+from configs.presets import STAGE_2
 from configs.shipped import SHIPPED, checkpoint_path
 from diffusion import DiffusionModule, load_diffusion
 from models.checkpoint import CheckpointError, file_hash, read_checkpoint
@@ -90,6 +91,13 @@ def test_a_file_that_is_no_export_is_refused_in_one_sentence(kind: str, checkpoi
         bad.write_bytes({"cut": content[: len(content) // 2], "empty": b"", "text": b"not a model at all"}[kind])
     with pytest.raises(CheckpointError, match=r"bad\.safetensors"):
         read_checkpoint(bad, "diffusion", "x")
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_a_shipped_model_was_trained_with_the_settings_of_its_preset(name: str) -> None:
+    cfg, preset = load_diffusion(checkpoint_path(name)).cfg, STAGE_2[name]()
+    for part in ("data", "backbone", "text", "sampler", "optim", "ema"):
+        assert getattr(cfg, part) == getattr(preset, part), part
 
 
 @pytest.mark.parametrize("name", SHIPPED)
