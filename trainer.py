@@ -37,7 +37,7 @@ from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.export import KEY
-from models.hardware import first_device, precision_for, set_memory_format
+from models.hardware import first_device, low_precision, precision_for, set_memory_format
 from models.optim import reseed
 
 
@@ -182,7 +182,8 @@ def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Path | No
         return
     if isinstance(module, AutoencoderModule):
         images = data.train_set.images
-        module.measure_latents(to_tensor(images[start : start + 256]) for start in range(0, len(images), 256))
+        with low_precision(module.cfg.train):
+            module.measure_latents(to_tensor(images[start : start + 256]) for start in range(0, len(images), 256))
     module.complete = True
     trainer.save_checkpoint(run_dir / "last.ckpt")
     if trainer.is_global_zero:
@@ -267,7 +268,7 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule) -> None:
     device = first_device(module.cfg.train)
     encoder = module.autoencoder.to(device)
     total = len(data.train_set) * (1 if cfg.augment.is_none else 2)
-    with tqdm(total=total, desc="encoding", unit=" masks", mininterval=1.0) as bar:
+    with tqdm(total=total, desc="encoding", unit=" masks", mininterval=1.0) as bar, low_precision(module.cfg.train):
         for variant, _, x in data.variant_batches(256):
             posterior = encoder.posterior(x.float().to(device))
             variants.setdefault(variant, []).append(torch.cat([posterior.mean, posterior.logvar], dim=1).cpu())

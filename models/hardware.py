@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -75,6 +75,13 @@ def first_device(cfg: TrainerCfg) -> torch.device:
     if cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available():
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
     return torch.device("cpu")
+
+
+def low_precision(cfg: TrainerCfg) -> AbstractContextManager[object]:
+    """bfloat16 autocast on the first device, where the training itself uses it."""
+    if precision_for(cfg) != "bf16-mixed":
+        return nullcontext()
+    return torch.autocast(first_device(cfg).type, torch.bfloat16)
 
 
 def set_memory_format(module: nn.Module, net: nn.Module, inputs: tuple[Any, ...], cfg: TrainerCfg) -> None:
