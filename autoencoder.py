@@ -80,6 +80,17 @@ class AutoencoderModule(L.LightningModule):
         """Normalised latent [B,Cz,h,w] -> logits [B,C,H,W]; undoes the normalisation of :meth:`to_latent` exactly."""
         return self.average.decode(z * self.latent_std + self.latent_mean)
 
+    def perceptual_error(self, answer: Tensor, wanted: Tensor) -> Tensor:
+        """Error [B] of normalised latents [B,Cz,h,w] in the decoder's features; ``wanted`` gets no gradient.
+
+        Latents differ in ways that decode alike, and by little where a mask gains or loses a piece; the decoder knows
+        which is which (Berrada et al., ICLR 2025, arXiv 2411.04873).
+        """
+        ours = self.average.decoder_features(answer * self.latent_std + self.latent_mean)
+        with torch.no_grad():
+            theirs = self.average.decoder_features(wanted * self.latent_std + self.latent_mean)
+        return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True)]).mean(0)
+
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Tensor]) -> None:
         """Set ``latent_mean`` and ``latent_std`` to the moments of posterior samples of the images [B,C,H,W]."""

@@ -86,7 +86,8 @@ class DiffusionModule(L.LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
         loss, parts = self.sampler.loss(
-            self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure
+            self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure,
+            perceptual=self.autoencoder.perceptual_error,
         )
         self.log("loss", loss.detach(), prog_bar=True)
         if self.global_step % self.cfg.train.log_every == 0:
@@ -99,7 +100,10 @@ class DiffusionModule(L.LightningModule):
         with torch.random.fork_rng(devices=cuda):
             reseed(self.cfg.train.seed, 0, self.global_rank, batch_idx)
             x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
-            loss, parts = self.sampler.loss(self.average, x1, cond, teacher=self.average, measure=self.measure)
+            loss, parts = self.sampler.loss(
+                self.average, x1, cond, teacher=self.average, measure=self.measure,
+                perceptual=self.autoencoder.perceptual_error,
+            )
         scores = {"val/loss": loss} | {f"val/{name}": value for name, value in parts.items()}
         self.log_dict(scores, batch_size=len(x1), sync_dist=True)
 

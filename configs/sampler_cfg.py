@@ -86,6 +86,8 @@ class FlowMapCfg(FlowCfg):
     """Share of the training after which self-consistency begins; until then all rows learn the flow."""
     flow_power: float | None = None
     """loss_power of the flow rows; none: the same."""
+    perceptual_weight: float = 0.0
+    """Weight of the error in the features of the frozen decoder, for rows whose step ends on a mask (0: none)."""
     curriculum: float = 0.0
     """Share of the training in which the longest step grows from the shortest to 1 (0: all from the start)."""
 
@@ -101,6 +103,7 @@ class FlowMapCfg(FlowCfg):
         require(self.most_guidance == 0 or self.most_guidance >= self.train_guidance >= 1, "sampler.most_guidance",
                 self.most_guidance, f"0, or at least train_guidance ({self.train_guidance:g}), which must be 1 or more")
         fraction("sampler.begin", self.begin, below_one=True)
+        non_negative("sampler.perceptual_weight", self.perceptual_weight)
         if self.flow_power is not None:
             non_negative("sampler.flow_power", self.flow_power)
         fraction("sampler.curriculum", self.curriculum)

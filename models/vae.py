@@ -11,6 +11,8 @@ from torch.nn import functional as F
 from configs.autoencoder_cfg import AutoencoderCfg
 from models.blocks import ResBlock, group_norm
 
+FEATURE_FLOOR = 1e-4
+PROBABILITY_SCALE = 4.0  # a pixel that flips counts like a feature that changes wholly
 LOGVAR_RANGE = (-20.0, 10.0)  # exp() of more, or of less, is of no use and can overflow
 
 
@@ -57,6 +59,18 @@ class VAE(nn.Module):
     def decode(self, z: Tensor) -> Tensor:
         """z [B,Cz,h,w] -> logits [B,C,H,W], in fp32."""
         return self.decoder(z).float()
+
+    def decoder_features(self, z: Tensor) -> list[Tensor]:
+        """z [B,Cz,h,w] -> what each residual block of the decoder answers, of mean square 1 over the channels
+        [B,Ci,hi,wi], then the probabilities [B,Cin,H,W], all in fp32.
+        """
+        found = []
+        for layer in self.decoder:
+            z = layer(z)
+            if isinstance(layer, ResBlock):
+                f = z.float()
+                found.append(f * (f.square().mean(1, keepdim=True) + FEATURE_FLOOR).rsqrt())
+        return [*found, PROBABILITY_SCALE * z.float().sigmoid()]
 
 
 def soft_dice_loss(logits: Tensor, target: Tensor) -> Tensor:

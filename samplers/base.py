@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from configs.sampler_cfg import SamplerCfg
-from samplers.net import Net
+from samplers.net import Net, spread
 from samplers.solver import Solver
 
 LOSS_OFFSET = 0.01  # keeps the adaptive weight of a perfect row finite (Geng et al. 2025)
@@ -48,6 +48,8 @@ class Targets:
     parts: dict[str, slice]  # rows to report apart, such as "flow" and "consistency"
     gain: Tensor | None = None  # [B] the adaptive weight sees the error as if the difference were this much larger
     power: Tensor | None = None  # [B] loss_power, where rows differ in it
+    ends: Tensor | None = None  # [R] rows whose step ends on a mask, where the loss looks at the end too
+    end_weight: float = 0.0  # of what it sees there
 
 
 class Sampler(Solver):
@@ -78,7 +80,7 @@ class Sampler(Solver):
 
     def loss(
         self, net: Net, x1: Tensor, cond: Any, *, teacher: Net, when: When = START,
-        measure: Measure = mean_squared_error,
+        measure: Measure = mean_squared_error, perceptual: Measure | None = None,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Weighted error of one batch, from one call of ``net``.
 
@@ -89,18 +91,24 @@ class Sampler(Solver):
             teacher: see ``targets``; no gradient reaches it.
             when: see ``targets``.
             measure: what an error is; the mean of squares if nothing else is asked for.
+            perceptual: error of the masks' latents on which the rows ``ends`` of the targets land, where there are any.
 
         Returns:
-            The scalar loss, and the plain error of each part, detached.
+            The scalar loss, and the plain error of each part, detached; ``perceptual`` beside them where it was asked.
         """
         goal = self.targets(x1, cond, teacher, when)
         answer = self.reading(net)(goal.x, goal.t, goal.dt, goal.cond)
         wide = torch.promote_types(answer.dtype, torch.float32)
         error = measure(answer.to(wide), goal.y)  # [B]
-        plain = error.detach()
+        parts = {name: error.detach()[rows].mean() for name, rows in goal.parts.items()}
+        if goal.ends is not None and perceptual is not None:
+            x, dt = goal.x[goal.ends], spread(goal.dt[goal.ends], goal.x)
+            seen = perceptual(x + dt * answer[goal.ends].to(wide), x + dt * goal.y[goal.ends]).to(error.dtype)  # [R]
+            parts["perceptual"] = seen.detach().mean()
+            error = error.index_add(0, goal.ends, goal.end_weight * seen)
         weight = goal.weight
         power = self.cfg.loss_power if goal.power is None else goal.power
         if goal.power is not None or self.cfg.loss_power > 0:
-            seen = plain if goal.gain is None else plain * goal.gain**2
-            weight = weight / (seen + LOSS_OFFSET) ** power  # Geng et al. 2025, section 4.3
-        return (weight * error).mean(), {name: plain[rows].mean() for name, rows in goal.parts.items()}
+            size = error.detach() if goal.gain is None else error.detach() * goal.gain**2
+            weight = weight / (size + LOSS_OFFSET) ** power  # Geng et al. 2025, section 4.3
+        return (weight * error).mean(), parts

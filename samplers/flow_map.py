@@ -16,6 +16,7 @@ from samplers.guidance import Asked, Guidance, Guided, RowGuided, mix
 from samplers.net import Net, spread, time_dtype
 
 SHORTEST_LOG_JUMP = 1 / 64
+END_SLACK = 1e-6
 Step = TypeVar("Step", float, Tensor)
 
 
@@ -92,6 +93,8 @@ class FlowMap(FlowMatching):
             y=torch.cat([u.to(x1.dtype), velocity]),
             weight=torch.cat([torch.full_like(t, on_consistency), torch.full_like(t_flow, on_flow)]),
             parts={**parts, "flow": slice(rows, batch)},
+            ends=self.ends(jumps, x1.device),
+            end_weight=self.cfg.perceptual_weight,
             gain=None if gain == 1 else torch.cat([torch.full_like(t, gain), torch.ones_like(t_flow)]),
             power=None if self.cfg.flow_power is None else self.powers(torch.cat([t, t_flow]), rows),
         ))
@@ -102,6 +105,12 @@ class FlowMap(FlowMatching):
         """Consistency rows, their targets [B,C,h,w], and the rows of each step length that are reported apart."""
         jumps, parts = self.jumps(x1, noise, cond, when)
         return jumps, self.average_velocity(jumps, teacher, when), parts
+
+    def ends(self, jumps: Jumps, device: torch.device) -> Tensor | None:
+        """Rows whose step reaches the end of the path, where the loss is to look at what was reached."""
+        if self.cfg.perceptual_weight == 0:
+            return None
+        return (jumps.t + jumps.dt > 1 - END_SLACK).nonzero().flatten().to(device)
 
     def powers(self, like: Tensor, rows: int) -> Tensor:
         """[B] power of the adaptive weight where the first ``rows`` rows are consistency rows."""

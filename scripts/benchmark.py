@@ -68,7 +68,8 @@ def stepper(entrant: Entrant, bf16: bool) -> Callable[[], float]:
         began = time.perf_counter()
         with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
             loss, _ = module.sampler.loss(
-                module.net, x1, cond, teacher=module.teacher, when=when, measure=module.measure
+                module.net, x1, cond, teacher=module.teacher, when=when, measure=module.measure,
+                perceptual=module.autoencoder.perceptual_error,
             )
         loss.backward()
         torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0, foreach=True)

@@ -262,6 +262,34 @@ def test_flow_rows_can_have_a_power_of_their_own(step: int) -> None:
     torch.testing.assert_close(loss, expected.mean())
 
 
+@pytest.mark.parametrize("name", EXACT)
+def test_rows_that_end_on_a_mask_are_looked_at_there(name: str) -> None:
+    x1, cond = noise(64), Prompt(torch.linspace(-1, 1, 64, dtype=torch.float64))
+    losses, met = [], {}
+    for weight in (0.0, 3.0):
+        sampler = build_sampler(replace(EXACT[name][0], perceptual_weight=weight, one_step_atom=0.5, condition_drop=0))
+
+        def perceptual(answer: Tensor, wanted: Tensor) -> Tensor:
+            met["answer"], met["wanted"] = answer, wanted
+            return torch.arange(len(answer), dtype=torch.float64)
+
+        torch.manual_seed(0)
+        loss, parts = sampler.loss(toy_net, x1, cond, teacher=FlowMap(S), perceptual=perceptual)
+        losses.append(loss)
+    torch.manual_seed(0)
+    goal = sampler.targets(x1, cond, FlowMap(S))
+    arrive = (goal.t + goal.dt > 1 - 1e-6) & (goal.dt > 0)
+    assert 0 < arrive.sum() < 64
+    assert torch.equal(goal.ends, arrive.nonzero().flatten())
+    rows = arrive.nonzero().flatten()
+    step = column(goal.dt[rows])
+    close(met["wanted"], goal.x[rows] + step * goal.y[rows], 1e-12)
+    close(met["answer"], goal.x[rows] + step * toy_net(goal.x, goal.t, goal.dt, goal.cond)[rows], 1e-12)
+    error = torch.arange(len(rows), dtype=torch.float64)
+    close(losses[1] - losses[0], 3.0 * (goal.weight[rows] * error).sum() / 64, 1e-9)
+    assert parts["perceptual"] == error.mean()
+
+
 # Whole paths
 
 

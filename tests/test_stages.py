@@ -55,6 +55,29 @@ def test_latent_statistics_of_nothing_are_refused(tiny_autoencoder: AutoencoderM
         tiny_autoencoder.measure_latents([])
 
 
+def test_the_perceptual_error_is_that_of_the_decoder_row_by_row(tiny_autoencoder: AutoencoderModule) -> None:
+    module, (x, _) = tiny_autoencoder.eval().requires_grad_(False), masks(6)
+    wanted = module.to_latent(x).requires_grad_()
+    answer = (wanted.detach() + 0.1 * torch.randn_like(wanted)).requires_grad_()
+    assert not module.perceptual_error(wanted, wanted).any()
+    error = module.perceptual_error(answer, wanted)
+    assert (error > 0).all()
+    alone = torch.cat([module.perceptual_error(answer[i : i + 1], wanted[i : i + 1]) for i in range(6)])
+    torch.testing.assert_close(error, alone, rtol=0, atol=1e-5)
+    error.sum().backward()
+    assert answer.grad is not None
+    assert answer.grad.flatten(1).any(1).all()
+    assert wanted.grad is None
+    raw = answer.detach() * module.latent_std + module.latent_mean
+    *features, p = module.average.decoder_features(raw)
+    assert len(features) == len(TINY_1.autoencoder.multipliers) * TINY_1.autoencoder.blocks
+    for f in features:
+        size = f.square().mean(1)
+        assert size.max() <= 1 + 1e-5
+        assert size.mean() > 0.95  # less than 1 only where the block answers next to nothing
+    torch.testing.assert_close(p, 4 * module.average.decode(raw).sigmoid(), rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("regulariser", [KLCfg(0.1), VarianceExpansionCfg()])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_losses_are_finite_and_reach_every_weight(regulariser: Any, channels: int) -> None:
