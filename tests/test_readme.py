@@ -9,6 +9,7 @@ import torch
 
 from configs.bakeoff_cfg import BakeoffCfg
 from configs.bakeoffs import PLANS
+from configs.check_data_cfg import CheckDataCfg
 from configs.cli import parse, parse_preset
 from configs.evaluate_cfg import EvaluateCfg
 from configs.export_cfg import ExportCfg
@@ -44,6 +45,8 @@ def test_every_command_of_the_readme_parses() -> None:
             parse(EvaluateCfg, rest, name)
         elif name == "export":
             parse(ExportCfg, rest, name)
+        elif name == "check_data":
+            parse(CheckDataCfg, rest, name)
         elif name == "bakeoff":
             assert parse(BakeoffCfg, rest, name).plan in PLANS
         else:
