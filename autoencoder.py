@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -133,10 +134,18 @@ class AutoencoderModule(L.LightningModule):
         ema_update_(self.average, self.vae, warmed_decay(self.cfg.ema, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.vae, self.cfg.optim, self.cfg.train.max_steps)
+        return build_optimizer(self.vae, self.cfg.optim, self.cfg.train.max_steps, lambda: time_used(self))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = describe("autoencoder", to_dict(self.cfg), complete=self.complete, data=self.data)
+
+
+def time_used(module: L.LightningModule) -> float:
+    """Share of the training's time limit that is over; 0 where there is none."""
+    callbacks = module.trainer.callbacks if module._trainer else []  # type: ignore[attr-defined]
+    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
+    left = timer.time_remaining() if timer else None
+    return timer.time_elapsed() / (timer.time_elapsed() + left) if timer and left is not None else 0.0
 
 
 def load_autoencoder(path: str | Path, make: str = MAKE) -> AutoencoderModule:
