@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from autoencoder import AutoencoderModule, time_used
+from autoencoder import AutoencoderModule, time_used, whole
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
@@ -141,8 +141,9 @@ def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> Diff
     """The model of a stage-2 checkpoint or export, in eval mode on ``device``. Raises CheckpointError."""
     content = read_checkpoint(path, "diffusion", MAKE)
     about = content[KEY]
-    autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
-    module = DiffusionModule(from_dict(Stage2Cfg, about["config"]), autoencoder, about["data"])
-    module.load_state_dict(with_twins(content["state_dict"]))
-    module.complete = about["complete"]
+    with whole(path, MAKE):
+        autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
+        module = DiffusionModule(from_dict(Stage2Cfg, about["config"]), autoencoder, about["data"])
+        module.load_state_dict(with_twins(content["state_dict"]))
+        module.complete = about["complete"]
     return module.to(device).eval().requires_grad_(False)
