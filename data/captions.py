@@ -107,7 +107,7 @@ def _json_row(line: int, row: str, path: Path) -> Row:
     caption = entry.get("text")
     if not isinstance(caption, str | None):
         raise _bad(path, line, f"text is {str(caption)[:80]}, not a string", remedy)
-    if caption and shown(caption) != caption:
+    if caption and caption.encode("utf-8", "replace").decode() != caption:
         raise _bad(path, line, f"text {caption[:80]!r} holds half a character", remedy)
     return line, entry["file_name"], caption
 

@@ -29,8 +29,8 @@ _TOP = {"b": 1.0, "u1": 255.0, "u2": 65535.0, "i4": 2147483647.0, "f4": 1.0}
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as printable text, also when its bytes are not UTF-8."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    """A path as printable text: no half characters, and nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
 
 
 @dataclass(frozen=True)

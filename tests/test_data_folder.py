@@ -365,6 +365,14 @@ def test_a_file_name_that_is_not_utf8_is_read_and_shown(tmp_path: Path) -> None:
     assert found.prompts == ["Binary Mask"]
 
 
+def test_control_characters_of_a_file_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a\x1b[31m\n ü.png")
+    (tmp_path / "b\x07.png").write_bytes(b"bad")
+    found = read_folder(str(tmp_path), "PATH", "Binary Mask", CFG)
+    assert found.names == ["a\\x1b[31m\\n ü.png"]
+    assert "b\\x07.png" in str(found.bad_images[0])
+
+
 def test_lines_too_thin_for_the_image_size_are_warned_of(tmp_path: Path) -> None:
     thin = np.zeros((200, 200), np.uint8)
     thin[100] = 1
