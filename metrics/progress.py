@@ -8,11 +8,12 @@ from tqdm import tqdm
 
 
 class StepProgress(TQDMProgressBar):
-    """One bar over all optimiser steps, with the time left of the whole training; a time limit's end is shown too."""
+    """One bar over all optimiser steps, with the time left of the whole training, or of its time limit."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.timer = next((own for own in trainer.callbacks if isinstance(own, Timer)), None)  # type: ignore[attr-defined]
-        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", disable=self.is_disabled,
+        total = None if self.timer and self.timer.time_remaining() is not None else trainer.max_steps
+        self.bar = tqdm(total=total, initial=trainer.global_step, desc="training", disable=self.is_disabled,
                         dynamic_ncols=True, mininterval=1.0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None: ...
@@ -25,7 +26,7 @@ class StepProgress(TQDMProgressBar):
             if trainer.global_step % 10 == 0:
                 shown = {key: f"{float(value):.4f}" for key, value in trainer.progress_bar_metrics.items()}
                 if self.timer and (left := self.timer.time_remaining()) is not None:
-                    shown["ends"] = f"in {left / 60:.1f} min at the latest"
+                    shown["ends in"] = f"{max(0.0, left) / 60:.1f} min"
                 self.bar.set_postfix(shown, refresh=False)
             self.bar.update(moved)
 
