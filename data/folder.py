@@ -43,7 +43,15 @@ def load(source: FolderSource, cfg: DataCfg) -> tuple[MaskSet, MaskSet | None]:
 
 def load_folder(folder: str, option: str, source: FolderSource, cfg: DataCfg) -> MaskSet:
     """All usable images of one folder; ``option`` is the setting to name in an error. Raises DataError, as ``load``."""
-    return read_folder(folder, option, source.default_prompt, cfg).usable(source.max_bad)
+    found = read_folder(folder, option, source.default_prompt, cfg)
+    masks = found.usable(source.max_bad)
+    missing = sum(not item.listed.captioned for item in found.fitted)
+    if missing:
+        warnings.warn(
+            f"{missing} of {len(masks)} masks in {shown(folder)} have no caption and get the prompt "
+            f"{source.default_prompt!r} (python -m scripts.caption_masks can say what they show)", stacklevel=2,
+        )  # fmt: skip
+    return masks
 
 
 @dataclass(frozen=True)

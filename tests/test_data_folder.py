@@ -136,10 +136,12 @@ def test_subfolders_name_no_class_when_the_folder_itself_holds_images(tmp_path: 
     assert _prompts(tmp_path) == {"a.png": "Binary Mask", "cat/b.png": "Binary Mask"}
 
 
-def test_a_blank_caption_stays_blank(tmp_path: Path) -> None:
-    write_masks(tmp_path, 2)
+def test_a_blank_caption_stays_blank_and_missing_ones_are_warned_of_once(tmp_path: Path) -> None:
+    write_masks(tmp_path, 3)
     (tmp_path / "00.txt").write_text("\n")
-    assert _prompts(tmp_path) == {"00.png": "", "01.png": "Binary Mask"}
+    with pytest.warns(UserWarning, match=r"2 of 3 masks in .* no caption and get .* 'Binary Mask'") as caught:
+        assert _prompts(tmp_path) == {"00.png": "", "01.png": "Binary Mask", "02.png": "Binary Mask"}
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -302,8 +304,8 @@ def test_a_generated_folder_reads_back_as_a_training_set_without_its_grid(tmp_pa
 
 
 def test_few_bad_files_are_skipped_with_one_warning_each(tmp_path: Path) -> None:
-    masks = write_masks(tmp_path, 18)
-    for name in ("x.png", "y.png"):
+    masks = write_masks(tmp_path / "thing", 18)
+    for name in ("thing/x.png", "thing/y.png"):
         (tmp_path / name).write_bytes(b"bad")
     with pytest.warns(UserWarning, match=r"[xy]\.png cannot be read as an image.*\(skipped\)") as caught:
         found = _load(tmp_path)
