@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.nn import functional as F
 
 from configs.autoencoder_cfg import KLCfg, L1LossCfg, MaskLossCfg, Stage1Cfg, VarianceExpansionCfg
 from configs.cli import from_dict, to_dict
-from models.checkpoint import describe, read_checkpoint
+from models.checkpoint import CheckpointError, describe, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.equivariance import random_change
 from models.export import KEY
@@ -144,16 +146,38 @@ class AutoencoderModule(L.LightningModule):
         ema_update_(self.average, self.vae, warmed_decay(self.cfg.ema, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.vae, self.cfg.optim, self.cfg.train.max_steps)
+        return build_optimizer(self.vae, self.cfg.optim, self.cfg.train.max_steps, lambda: time_used(self))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = describe("autoencoder", to_dict(self.cfg), complete=self.complete, data=self.data)
 
 
+def time_used(module: L.LightningModule) -> float:
+    """Share of the training's time limit that is over; 0 where there is none."""
+    callbacks = module.trainer.callbacks if module._trainer else []  # type: ignore[attr-defined]
+    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
+    left = timer.time_remaining() if timer else None
+    return timer.time_elapsed() / (timer.time_elapsed() + left) if timer and left is not None else 0.0
+
+
+@contextmanager
+def whole(path: str | Path, make: str) -> Iterator[None]:
+    """Raises CheckpointError where the parts of a readable checkpoint are missing or do not fit each other."""
+    try:
+        yield
+    except (ImportError, OSError):  # a text encoder that is not here
+        raise
+    except Exception as reason:  # a damaged or doctored file: KeyError, RuntimeError, AttributeError, MemoryError ...
+        first = next(iter(str(reason).splitlines()), type(reason).__name__)
+        why = f"its weights and its config do not fit ({first[:200]})"
+        raise CheckpointError(path, why, f"make one with: {make}") from reason
+
+
 def load_autoencoder(path: str | Path, make: str = MAKE) -> AutoencoderModule:
     """The autoencoder of a checkpoint, frozen and in eval mode. Raises CheckpointError."""
     content = read_checkpoint(path, "autoencoder", make)
-    module = AutoencoderModule(from_dict(Stage1Cfg, content[KEY]["config"]), content[KEY]["data"])
-    module.load_state_dict(content["state_dict"])
-    module.complete = content[KEY]["complete"]
+    with whole(path, make):
+        module = AutoencoderModule(from_dict(Stage1Cfg, content[KEY]["config"]), content[KEY]["data"])
+        module.load_state_dict(content["state_dict"])
+        module.complete = content[KEY]["complete"]
     return module.eval().requires_grad_(False)

@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from autoencoder import AutoencoderModule
+from autoencoder import AutoencoderModule, time_used, whole
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
@@ -81,7 +81,8 @@ class DiffusionModule(L.LightningModule):
         return posterior.sample(torch.randn_like(posterior.mean))
 
     def when(self) -> When:
-        return When(self.global_step, self.global_step / self.cfg.train.max_steps)
+        """Progress is that of the steps, or of the time limit if that is further on."""
+        return When(self.global_step, max(self.global_step / self.cfg.train.max_steps, time_used(self)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
@@ -113,7 +114,7 @@ class DiffusionModule(L.LightningModule):
             ema_update_(twin, self.net, warmed_decay(decay, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps)
+        return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps, lambda: time_used(self))
 
     @torch.no_grad()
     def generate(
@@ -144,8 +145,9 @@ def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> Diff
     """The model of a stage-2 checkpoint or export, in eval mode on ``device``. Raises CheckpointError."""
     content = read_checkpoint(path, "diffusion", MAKE)
     about = content[KEY]
-    autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
-    module = DiffusionModule(from_dict(Stage2Cfg, about["config"]), autoencoder, about["data"])
-    module.load_state_dict(with_twins(content["state_dict"]))
-    module.complete = about["complete"]
+    with whole(path, MAKE):
+        autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
+        module = DiffusionModule(from_dict(Stage2Cfg, about["config"]), autoencoder, about["data"])
+        module.load_state_dict(with_twins(content["state_dict"]))
+        module.complete = about["complete"]
     return module.to(device).eval().requires_grad_(False)

@@ -26,9 +26,12 @@ class FolderSource:
     """Folder with the held-out masks; empty: a frozen share of the training folder is held out."""
     default_prompt: str = "Binary Mask"
     """Prompt of a mask that has no caption of its own."""
+    max_bad: float = 0.1
+    """Largest share of unreadable images that is skipped, with one warning each; beyond it training does not start."""
 
     def __post_init__(self) -> None:
         require(bool(self.train.strip()), "data.source.train", self.train, "the path of a folder with masks")
+        fraction("data.source.max_bad", self.max_bad)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from pathlib import Path
 from data.images import shown
 from data.masks import DataError
 
+csv.field_size_limit(2**31 - 1)  # or a caption of 128 KiB is an error: the text encoder cuts what is too long
+
 METADATA = ("metadata.jsonl", "metadata.csv", "manifest.jsonl")
 """Files that name images and their captions; the first one found in a folder is used."""
 
@@ -18,12 +20,18 @@ _STORAGE_NAMES = frozenset(
 )
 
 
+Row = tuple[int, str, str | None]
+"""Line number, file name, caption."""
+
+
 def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte-order mark.
 
     Raises:
         DataError: unreadable, or not UTF-8.
     """
+    if not os.path.isfile(path):  # a pipe would be waited for
+        raise DataError(f"{shown(path)} is not a file; remove it or write it anew")
     try:
         return path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -32,26 +40,35 @@ def read_text(path: Path) -> str:
         raise DataError(f"{shown(path)} cannot be read ({error.strerror}); check its permissions") from None
 
 
-def read_metadata(path: Path, root: Path) -> dict[Path, str | None]:
-    """Image file -> caption, or None where the line has no ``text``; keys other than file_name and text are ignored.
+def read_metadata(path: Path, root: Path) -> tuple[dict[Path, str | None], list[DataError]]:
+    """Image file -> caption, or None where the line has no ``text``; and what is wrong, naming file and line.
 
-    ``file_name`` is relative to the folder of the metadata file and must stay inside ``root``.
-
-    Raises:
-        DataError: naming file and line, for a line that is not as it should be, a missing or doubly listed image,
-            or a path outside ``root``; and for a file that lists nothing.
+    Wrong is a line that is not as it should be, a missing or doubly listed image, a path outside ``root``, and a file
+    that lists nothing. ``file_name`` is relative to the folder of the metadata file; keys other than file_name and
+    text are ignored.
     """
-    rows = _csv_rows if path.suffix == ".csv" else _json_rows
     captions: dict[Path, str | None] = {}
     first_line: dict[Path, int] = {}
-    for line, file_name, text in rows(read_text(path), path):
-        image = _inside(path, line, file_name, root)
-        if image in captions:
-            raise _bad(path, line, f"lists {file_name!r} again (first in line {first_line[image]})", "keep one of them")
-        captions[image], first_line[image] = text, line
-    if not captions:
-        raise DataError(f"{shown(path)} lists no image; fill it, or remove it to take every image of the folder")
-    return captions
+    bad: list[DataError] = []
+    try:
+        text = read_text(path)
+    except DataError as error:
+        return captions, [error]
+    for row in (_csv_rows if path.suffix == ".csv" else _json_rows)(text, path):
+        try:
+            if isinstance(row, DataError):
+                raise row
+            line, file_name, caption = row
+            image = _inside(path, line, file_name, root)
+            if image in captions:
+                again = f"lists {file_name!r} again (first in line {first_line[image]})"
+                raise _bad(path, line, again, "keep one of them")
+            captions[image], first_line[image] = caption, line
+        except DataError as error:
+            bad.append(error)
+    if not captions and not bad:
+        bad = [DataError(f"{shown(path)} lists no image; fill it, or remove it to take every image of the folder")]
+    return captions, bad
 
 
 def _bad(path: Path, line: int, what: str, remedy: str) -> DataError:
@@ -59,55 +76,65 @@ def _bad(path: Path, line: int, what: str, remedy: str) -> DataError:
 
 
 def _inside(path: Path, line: int, file_name: str, root: Path) -> Path:
-    image = Path(os.path.abspath(path.parent / file_name.replace("\\", "/")))
+    as_it_is, from_windows = (
+        Path(os.path.abspath(path.parent / name)) for name in (file_name, file_name.replace("\\", "/"))
+    )
+    image = as_it_is if os.path.isfile(as_it_is) else from_windows
     if not image.is_relative_to(root):
-        raise _bad(path, line, f"{file_name!r} lies outside {root}", "name files inside this folder")
-    if not image.is_file():
-        raise _bad(path, line, f"there is no file {file_name!r}", "correct the name or remove the line")
+        raise _bad(path, line, f"{file_name[:80]!r} lies outside {root}", "name files inside this folder")
+    if not os.path.isfile(image):
+        raise _bad(path, line, f"there is no file {file_name[:80]!r}", "correct the name or remove the line")
     return image
 
 
-def _json_rows(text: str, path: Path) -> Iterator[tuple[int, str, str | None]]:
-    remedy = 'write {"file_name": "a.png", "text": "..."}'
+def _json_rows(text: str, path: Path) -> Iterator[Row | DataError]:
     for line, row in enumerate(text.split("\n"), start=1):
-        if not row.strip():
-            continue
-        try:
-            entry = json.loads(row)
-        except (ValueError, RecursionError) as error:
-            raise _bad(path, line, f"not JSON ({error})", remedy) from None
-        if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
-            raise _bad(path, line, f"no file_name in {row.strip()[:80]!r}", remedy)
-        caption = entry.get("text")
-        if not isinstance(caption, str | None):
-            raise _bad(path, line, f"text is {caption!r}, not a string", remedy)
-        if caption and shown(caption) != caption:
-            raise _bad(path, line, f"text {caption[:80]!r} holds half a character", remedy)
-        yield line, entry["file_name"], caption
+        if row.strip():
+            try:
+                yield _json_row(line, row, path)
+            except DataError as error:
+                yield error
 
 
-def _csv_rows(text: str, path: Path) -> Iterator[tuple[int, str, str | None]]:
+def _json_row(line: int, row: str, path: Path) -> Row:
+    remedy = 'write {"file_name": "a.png", "text": "..."}'
+    try:
+        entry = json.loads(row)
+    except (ValueError, RecursionError) as error:
+        raise _bad(path, line, f"not JSON ({error})", remedy) from None
+    if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
+        raise _bad(path, line, f"no file_name in {row.strip()[:80]!r}", remedy)
+    caption = entry.get("text")
+    if not isinstance(caption, str | None):
+        raise _bad(path, line, f"text is {str(caption)[:80]}, not a string", remedy)
+    if caption and caption.encode("utf-8", "replace").decode() != caption:
+        raise _bad(path, line, f"text {caption[:80]!r} holds half a character", remedy)
+    return line, entry["file_name"], caption
+
+
+def _csv_rows(text: str, path: Path) -> Iterator[Row | DataError]:
+    remedy = "put text that holds commas in double quotes"
     reader = csv.reader(io.StringIO(text, newline=""), strict=True)
     try:
         header = next(reader, [])
         if "file_name" not in header:
-            raise _bad(path, 1, f"the header {header!r} has no file_name", "begin the file with file_name,text")
+            found = f"the header {str(header)[:80]} has no file_name"
+            yield _bad(path, 1, found, "begin the file with file_name,text")
+            return
         for row in reader:
-            if not row:
-                continue
-            if len(row) != len(header):
-                found = f"{len(row)} cells where the header has {len(header)}"
-                raise _bad(path, reader.line_num, found, "put text that holds commas in double quotes")
-            cells = dict(zip(header, row, strict=True))
-            yield reader.line_num, cells["file_name"], cells.get("text")
+            if len(row) == len(header):
+                cells = dict(zip(header, row, strict=True))
+                yield reader.line_num, cells["file_name"], cells.get("text")
+            elif row:
+                yield _bad(path, reader.line_num, f"{len(row)} cells where the header has {len(header)}", remedy)
     except csv.Error as error:
-        raise _bad(path, reader.line_num, f"not CSV ({error})", "put text that holds commas in double quotes") from None
+        yield _bad(path, reader.line_num, f"not CSV ({error})", remedy)
 
 
 def sidecar(image: Path) -> str | None:
     """The text of the same-stem .txt file, runs of white space made one blank; None where there is no such file."""
     path = image.with_suffix(".txt")
-    return " ".join(read_text(path).split()) if path.is_file() else None
+    return " ".join(read_text(path).split()) if os.path.isfile(path) else None
 
 
 def class_name(image: Path, root: Path, root_holds_images: bool) -> str | None:

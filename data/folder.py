@@ -20,12 +20,11 @@ from tqdm import tqdm
 from configs.data_cfg import DataCfg, FolderSource
 from data import captions
 from data.fit import fit_masks, fit_rgb
-from data.images import read_mask, read_rgb, shown
+from data.images import frames_note, read_picture, shown
 from data.masks import DataError, MaskSet
 
-EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _SKIPPED = ("thumbs.db", "__macosx")
-_MOST_BAD = 0.1
 _NAMED = 5
 _BAR_FROM = 500
 
@@ -34,57 +33,168 @@ def load(source: FolderSource, cfg: DataCfg) -> tuple[MaskSet, MaskSet | None]:
     """The training folder, and the test folder where one is given.
 
     Raises:
-        DataError: missing or empty folder, unusable captions, or more than a tenth of the images unreadable.
+        DataError: missing or empty folder, unusable captions, or more than ``source.max_bad`` of the images unreadable.
     """
-    train = load_folder(source.train, "--data.source.train", source.default_prompt, cfg)
+    train = load_folder(source.train, "--data.source.train", source, cfg)
     if not source.test.strip():
         return train, None
-    return train, load_folder(source.test, "--data.source.test", source.default_prompt, cfg)
+    return train, load_folder(source.test, "--data.source.test", source, cfg)
 
 
-def load_folder(folder: str, option: str, default_prompt: str, cfg: DataCfg) -> MaskSet:
-    """All images of one folder, fitted to ``cfg.image_size``; ``option`` is the setting to name in an error."""
+def load_folder(folder: str, option: str, source: FolderSource, cfg: DataCfg) -> MaskSet:
+    """All usable images of one folder; ``option`` is the setting to name in an error. Raises DataError, as ``load``."""
+    found = read_folder(folder, option, source.default_prompt, cfg)
+    masks = found.usable(source.max_bad)
+    missing = sum(not item.listed.captioned for item in found.fitted)
+    if missing:
+        warnings.warn(
+            f"{missing} of {len(masks)} masks in {shown(folder)} have no caption and get the prompt "
+            f"{source.default_prompt!r} (python -m scripts.caption_masks can say what they show)", stacklevel=2,
+        )  # fmt: skip
+    return masks
+
+
+@dataclass(frozen=True)
+class Listed:
+    """An image file before it is read."""
+
+    path: Path
+    prompt: str
+    captioned: bool
+    """The prompt is its own: from a metadata file, a text file or a subfolder."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """One file, fitted to the size of the training."""
+
+    listed: Listed
+    image: np.ndarray
+    """[size,size] of 0/1 or [size,size,3]."""
+    height: int
+    """Of the file, in pixels."""
+    width: int
+    area: float
+    """Share of the file's pixels that are foreground; nan for an RGB image."""
+    grey: float
+    """See ``data.images.Picture``."""
+    note: str = ""
+    """What to warn of."""
+
+    @property
+    def emptied(self) -> bool:
+        """Foreground was there before fitting, and is gone."""
+        return self.area > 0 and not self.image.any()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A folder: its usable images in the order of their paths, and everything that is wrong with the others."""
+
+    root: Path
+    fitted: list[Fitted]
+    bad_images: list[DataError]
+    bad_captions: list[DataError]
+    notes: list[str]
+    """What training warns of."""
+
+    @property
+    def total(self) -> int:
+        return len(self.fitted) + len(self.bad_images)
+
+    @property
+    def names(self) -> list[str]:
+        return [_name(item, self.root) for item in self.fitted]
+
+    def usable(self, max_bad: float) -> MaskSet:
+        """The usable images; warns of each one that is skipped.
+
+        Raises:
+            DataError: captions that cannot be used, no usable image, or more than ``max_bad`` of them bad.
+        """
+        if self.bad_captions:
+            more = len(self.bad_captions) - 1
+            where = f" ({more} more like this: python -m scripts.check_data lists them)" if more else ""
+            raise DataError(f"{self.bad_captions[0]}{where}")
+        bad = [str(error) for error in self.bad_images]
+        if len(bad) > max_bad * self.total or not self.fitted:
+            limit = f"more than {100 * max_bad:g} % (--data.source.max-bad)" if self.fitted else "all of them"
+            raise DataError(
+                f"{len(bad)} of {self.total} images cannot be used: {_some(bad)}; that is {limit}, so check the folder "
+                f"and the file formats ({_sought()})"
+            )
+        for note in (*self.notes, *(f"{text} (skipped)" for text in bad)):
+            warnings.warn(note, stacklevel=2)
+        images = np.stack([item.image for item in self.fitted])
+        return MaskSet(images, [item.listed.prompt for item in self.fitted], self.names)
+
+
+def read_folder(folder: str, option: str, default_prompt: str, cfg: DataCfg) -> Reading:
+    """Read every image of one folder, fitted to ``cfg.image_size``.
+
+    Raises:
+        DataError: no such folder, or no image in it; what is wrong with single files is told in the answer.
+    """
     root = Path(os.path.abspath(os.path.expanduser(folder)))
-    if not root.is_dir():
-        found = "is not a folder" if root.exists() else "does not exist"
+    if not os.path.isdir(root):
+        found = "is not a folder" if os.path.lexists(root) else "does not exist"
         raise DataError(f"the folder {shown(folder)!r} {found}; put masks ({_sought()}) there or set {option}")
-    images = caption_images(root, default_prompt)
-    if not images:
+    images, bad_captions, notes = list_images(root, default_prompt)
+    if not images and not bad_captions:
         raise DataError(f"the folder {shown(folder)!r} holds no image; put files there ({_sought()}) or set {option}")
-    return _load_images(images, root, cfg)
+    read = partial(_read_fitted, size=cfg.image_size, channels=cfg.channels)
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        results = list(_progress(pool.map(read, images), len(images)))
+    fitted = [result for result in results if isinstance(result, Fitted)]
+    notes += [f"{shown(item.listed.path)} {item.note}" for item in fitted if item.note]
+    emptied = [_name(item, root) for item in fitted if item.emptied]
+    if emptied:
+        notes.append(
+            f"{len(emptied)} masks are empty at {cfg.image_size} pixels, too thin to be seen: {_some(emptied)}; "
+            "raise --data.image-size or draw them thicker"
+        )
+    bad_images = [result for result in results if isinstance(result, DataError)]
+    return Reading(root, fitted, bad_images, bad_captions, notes)
+
+
+def _name(item: Fitted, root: Path) -> str:
+    return shown(item.listed.path.relative_to(root).as_posix())
 
 
 def _sought() -> str:
     return ", ".join(EXTENSIONS)
 
 
-def caption_images(root: Path, default_prompt: str) -> dict[Path, str]:
-    """Image file -> prompt, ordered by path, by the rules at the top of this file."""
-    walked, metadata = _walk(root)
-    listed: dict[Path, str | None] = {}
+def list_images(root: Path, default_prompt: str) -> tuple[list[Listed], list[DataError], list[str]]:
+    """The images by the rules at the top of this file, ordered by path; what is wrong with captions; and notes."""
+    walked, metadata, notes = _walk(root)
+    captioned: dict[Path, str | None] = {}
+    bad: list[DataError] = []
     for path in sorted(metadata, key=lambda path: len(path.parts)):  # the file nearest to an image has the last word
-        listed.update(captions.read_metadata(path, root))
+        said, wrong = captions.read_metadata(path, root)
+        captioned.update(said)
+        bad += wrong
     ruled = {path.parent for path in metadata}
-    free = [path for path in walked if path not in listed and ruled.isdisjoint(path.parents)]
-    left = sum(path not in listed for path in walked) - len(free)
+    free = [path for path in walked if path not in captioned and ruled.isdisjoint(path.parents)]
+    left = sum(path not in captioned for path in walked) - len(free)
     if left:
-        warnings.warn(f"{left} images under {shown(root)} are listed in no metadata file and not used", stacklevel=2)
-    chosen = sorted([*listed, *free])
+        notes.append(f"{left} images under {shown(root)} are listed in no metadata file and not used")
+    chosen = sorted([*captioned, *free])
     in_root = any(path.parent == root for path in chosen)
+    images = []
+    for path in chosen:
+        own = captioned.get(path)
+        try:
+            own = captions.sidecar(path) if own is None else own
+        except DataError as error:
+            bad.append(error)
+        own = captions.class_name(path, root, in_root) if own is None else own
+        images.append(Listed(path, default_prompt if own is None else own, own is not None))
+    return images, bad, notes
 
-    def prompt(path: Path) -> str:
-        found = listed.get(path)
-        if found is None:
-            found = captions.sidecar(path)
-        if found is None:
-            found = captions.class_name(path, root, in_root)
-        return default_prompt if found is None else found
 
-    return {path: prompt(path) for path in chosen}
-
-
-def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """Image files, and the metadata file of each folder that has one; links to folders are not followed."""
+def _walk(root: Path) -> tuple[list[Path], list[Path], list[str]]:
+    """Image files, the metadata file of each folder that has one, and notes; links to folders are not followed."""
     images: list[Path] = []
     metadata: list[Path] = []
     unreadable: list[str] = []
@@ -93,9 +203,8 @@ def _walk(root: Path) -> tuple[list[Path], list[Path]]:
         kept = sorted(name for name in files if not _is_skipped(name))
         images += [Path(where, name) for name in kept if name.lower().endswith(EXTENSIONS)]
         metadata += [Path(where, name) for name in captions.METADATA if name in kept][:1]
-    if unreadable:
-        warnings.warn(f"{len(unreadable)} folders cannot be read: {_some(unreadable)}", stacklevel=2)
-    return images, metadata
+    notes = [f"{len(unreadable)} folders cannot be read: {_some(unreadable)}"] if unreadable else []
+    return images, metadata, notes
 
 
 def _is_skipped(name: str) -> bool:
@@ -106,55 +215,19 @@ def _some(names: list[str]) -> str:
     return "; ".join(names[:_NAMED]) + (" ..." if len(names) > _NAMED else "")
 
 
-def _load_images(prompts: dict[Path, str], root: Path, cfg: DataCfg) -> MaskSet:
-    read = partial(_read_fitted, size=cfg.image_size, channels=cfg.channels)
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        results = list(_progress(pool.map(read, prompts), len(prompts)))
-    _report_bad([result for result in results if isinstance(result, DataError)], len(prompts))
-    good = [(path, result) for path, result in zip(prompts, results, strict=True) if isinstance(result, _Fitted)]
-    emptied = [_name(path, root) for path, result in good if result.emptied]
-    if emptied:
-        warnings.warn(
-            f"{len(emptied)} masks are empty at {cfg.image_size} pixels, too thin to be seen: {_some(emptied)}; "
-            "raise --data.image-size or draw them thicker", stacklevel=2,
-        )  # fmt: skip
-    images = np.stack([result.image for _, result in good])
-    return MaskSet(images, [prompts[path] for path, _ in good], [_name(path, root) for path, _ in good])
-
-
-@dataclass(frozen=True)
-class _Fitted:
-    image: np.ndarray
-    """[size,size] of 0/1 or [size,size,3]."""
-    emptied: bool
-    """Foreground was there before fitting, and is gone."""
-
-
-def _read_fitted(path: Path, size: int, channels: int) -> _Fitted | DataError:
+def _read_fitted(listed: Listed, size: int, channels: int) -> Fitted | DataError:
     """The fitted image, or what was wrong with the file."""
     try:
-        if channels == 3:
-            return _Fitted(fit_rgb(read_rgb(path), size), emptied=False)
-        mask = read_mask(path)
+        picture = read_picture(listed.path, rgb=channels == 3)
     except DataError as error:
         return error
-    fitted = fit_masks(mask[None], size)[0]
-    return _Fitted(fitted, emptied=bool(mask.any() and not fitted.any()))
+    pixels = picture.pixels
+    image = fit_rgb(pixels, size) if channels == 3 else fit_masks(pixels[None], size)[0]
+    area = float("nan") if channels == 3 else float(pixels.mean())
+    note = frames_note(picture) if picture.frames > 1 else ""
+    return Fitted(listed, image, pixels.shape[0], pixels.shape[1], area, picture.grey, note)
 
 
-def _progress(results: Iterable[_Fitted | DataError], total: int) -> Iterable[_Fitted | DataError]:
+def _progress(results: Iterable[Fitted | DataError], total: int) -> Iterable[Fitted | DataError]:
     """A bar with the time left, for many files on a terminal."""
     return tqdm(results, total=total, desc="reading images", unit="file", disable=True if total < _BAR_FROM else None)
-
-
-def _report_bad(bad: list[DataError], total: int) -> None:
-    if not bad:
-        return
-    what = f"{len(bad)} of {total} images cannot be used: {_some([str(error) for error in bad])}"
-    if len(bad) > _MOST_BAD * total:
-        raise DataError(f"{what}; that is more than a tenth, so check the folder and the file formats ({_sought()})")
-    warnings.warn(f"{what} (skipped)", stacklevel=2)
-
-
-def _name(path: Path, root: Path) -> str:
-    return shown(path.relative_to(root).as_posix())

@@ -14,7 +14,7 @@ How a pixel becomes foreground, by kind of file:
 
 import os
 import warnings
-from pathlib import Path
+from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -24,12 +24,25 @@ from data.masks import DataError
 MAX_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 _ONE_COLOUR = 16  # levels that lossy compression may spread one colour over
+_GREY = (0.1, 0.9)
 _TOP = {"b": 1.0, "u1": 255.0, "u2": 65535.0, "i4": 2147483647.0, "f4": 1.0}
 
 
 def shown(path: str | os.PathLike[str]) -> str:
-    """A path as printable text, also when its bytes are not UTF-8."""
-    return os.fspath(path).encode("utf-8", "backslashreplace").decode()
+    """A path as printable text: no half characters, and nothing that a terminal would obey."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in os.fspath(path))
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One file, read."""
+
+    pixels: np.ndarray
+    """uint8: a mask [H,W] of 0 and 1, or an RGB image [H,W,3]."""
+    grey: float = 0.0
+    """Share of a mask's pixels whose value lies between 10 % and 90 % of the way from its darkest to its brightest."""
+    frames: int = 1
+    """How many the file has; the first is read."""
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
@@ -38,7 +51,7 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: no such file, not an image, damaged, or more than 64 million pixels.
     """
-    return _read(Path(path), rgb=False)
+    return _warned(path, read_picture(path, rgb=False)).pixels
 
 
 def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
@@ -47,20 +60,32 @@ def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: as ``read_mask``.
     """
-    return _read(Path(path), rgb=True)
+    return _warned(path, read_picture(path, rgb=True)).pixels
 
 
-def _read(path: Path, rgb: bool) -> np.ndarray:
-    if not path.is_file():  # also keeps pipes and devices from being opened
+def _warned(path: str | os.PathLike[str], picture: Picture) -> Picture:
+    if picture.frames > 1:
+        warnings.warn(f"{shown(path)} {frames_note(picture)}", stacklevel=3)
+    return picture
+
+
+def frames_note(picture: Picture) -> str:
+    return f"has {picture.frames} frames or pages; the first is used"
+
+
+def read_picture(path: str | os.PathLike[str], rgb: bool) -> Picture:
+    """The file as a mask or an RGB image, and what is to be said of it. Raises DataError, as ``read_mask``."""
+    if not os.path.isfile(path):  # also keeps pipes and devices from being opened
         raise DataError(f"{shown(path)} is not a file; name an image file that exists")
     try:
         with Image.open(path, formats=_FORMATS) as image:
             _check_size(image)
             frames = getattr(image, "n_frames", 1)
-            if frames > 1:
-                warnings.warn(f"{shown(path)} has {frames} frames or pages; the first is used", stacklevel=2)
             upright = ImageOps.exif_transpose(image)
-            return _rgb(upright) if rgb else _mask(upright)
+            if rgb:
+                return Picture(_rgb(upright), frames=frames)
+            levels = _levels(upright)
+            return Picture(_binarise(levels), _grey(levels), frames)
     except DataError as error:
         raise DataError(f"{shown(path)} {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -85,14 +110,15 @@ def _has_alpha(image: Image.Image) -> bool:
     return keyed or image.mode in ("LA", "La", "PA", "RGBA", "RGBa")
 
 
-def _mask(image: Image.Image) -> np.ndarray:
+def _levels(image: Image.Image) -> np.ndarray:
+    """[H,W] of bool, integer or float, brighter where there is more foreground."""
     if _has_alpha(image):
-        return _alpha_mask(np.asarray(image.convert("RGBA")))
+        return _alpha_levels(np.asarray(image.convert("RGBA")))
     if image.mode == "P":
-        return _palette_mask(image)
+        return _palette_levels(image)
     if image.mode == "1" or image.mode == "L" or image.mode[0] in "IF":
-        return _binarise(np.asarray(image))
-    return _binarise(np.asarray(image.convert("RGB")).max(axis=-1))
+        return np.asarray(image)
+    return np.asarray(image.convert("RGB")).max(axis=-1)
 
 
 def _binarise(values: np.ndarray) -> np.ndarray:
@@ -106,14 +132,23 @@ def _binarise(values: np.ndarray) -> np.ndarray:
     return (values > (half if largest > half else max(largest, 0.0) / 2)).astype(np.uint8)
 
 
-def _alpha_mask(rgba: np.ndarray) -> np.ndarray:
+def _grey(levels: np.ndarray) -> float:
+    """See ``Picture.grey``; 0 for an image of one value."""
+    low, high = float(levels.min()), float(levels.max())
+    if levels.dtype == bool or low == high:
+        return 0.0
+    dark, bright = (low + share * (high - low) for share in _GREY)
+    return float(((levels > dark) & (levels < bright)).mean())
+
+
+def _alpha_levels(rgba: np.ndarray) -> np.ndarray:
     colour, alpha = rgba[..., :3], rgba[..., 3]
     if alpha.min() == alpha.max():
-        return _binarise(colour.max(axis=-1)) if alpha.max() else np.zeros(alpha.shape, np.uint8)
+        return colour.max(axis=-1) if alpha.max() else np.zeros_like(alpha)
     visible = colour[alpha > alpha.max() // 2]
     if np.ptp(visible, axis=0).max() <= _ONE_COLOUR:
-        return _binarise(alpha)
-    return _binarise(_on_black(rgba).max(axis=-1))
+        return alpha
+    return _on_black(rgba).max(axis=-1)
 
 
 def _on_black(rgba: np.ndarray) -> np.ndarray:
@@ -121,7 +156,7 @@ def _on_black(rgba: np.ndarray) -> np.ndarray:
     return ((rgba[..., :3].astype(np.uint32) * rgba[..., 3:] + 127) // 255).astype(np.uint8)
 
 
-def _palette_mask(image: Image.Image) -> np.ndarray:
+def _palette_levels(image: Image.Image) -> np.ndarray:
     indices = np.asarray(image)
     used = np.unique(indices)
     colours = np.zeros((256, 3), np.uint8)
@@ -130,8 +165,8 @@ def _palette_mask(image: Image.Image) -> np.ndarray:
     grey, level = colours[used], colours[used, 0]
     is_grey = bool((grey == level[:, None]).all()) and level.min() == 0 and level.max() == 255
     if is_grey and not np.array_equal(level, used):
-        return _binarise(colours[indices, 0])
-    return (indices != 0).astype(np.uint8)
+        return colours[indices, 0]
+    return indices != 0
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

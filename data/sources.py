@@ -38,12 +38,15 @@ def load_splits(cfg: DataCfg) -> tuple[MaskSet, MaskSet]:
     Raises:
         DataError: the source cannot be used; the message says what to do.
     """
-    train, test = LOADERS[type(cfg.source)].load(cfg.source, cfg)
-    if test is None:
-        train, test = split_by_content(train, cfg.val_fraction)
-    else:
-        train = without_copies(train, test)
+    train, test = split(*LOADERS[type(cfg.source)].load(cfg.source, cfg), cfg.val_fraction)
     return thinned(train, cfg.limit), test
+
+
+def split(masks: MaskSet, test: MaskSet | None, val_fraction: float) -> tuple[MaskSet, MaskSet]:
+    """(training, held-out): without a test set of its own, a share of ``masks`` is held out. Raises DataError."""
+    if test is None:
+        return split_by_content(masks, val_fraction)
+    return without_copies(masks, test), test
 
 
 def thinned(masks: MaskSet, limit: int) -> MaskSet:

@@ -25,11 +25,16 @@ def count_holes(masks: Tensor) -> Tensor:
     return torch.from_numpy(_count(outside, PLUS) - 1)
 
 
-def _count(planes: NDArray[np.bool_], neighbours: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[N] pieces of each plane [N,H,W], labelled in one call because no neighbour lies in another plane."""
+def label(planes: NDArray[np.bool_], neighbours: NDArray[np.bool_]) -> tuple[NDArray[np.int64], int]:
+    """The pieces of all planes [N,H,W], numbered from 1 in one call: no neighbour lies in another plane."""
     within = np.zeros((3, 3, 3), bool)
     within[1] = neighbours
-    labels, pieces = ndimage.label(planes, within)
+    return ndimage.label(planes, within)
+
+
+def _count(planes: NDArray[np.bool_], neighbours: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[N] pieces of each plane [N,H,W]."""
+    labels, pieces = label(planes, neighbours)
     owner = np.zeros(pieces + 1, np.int64)
     owner[labels] = np.arange(len(planes))[:, None, None]                       # label -> plane
     return np.bincount(owner[1:], minlength=len(planes))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from metrics.classifier import accuracy, load_classifier, look, save_classifier, train_classifier
+from metrics.geometry import are_captions
 
 MOST_CLASSES = 200
 ENCODER_GRID = 4
@@ -28,8 +29,8 @@ class Judge:
 
 
 def is_classes(prompts: list[str]) -> bool:
-    """True when the prompts are few enough, and at least two, to be learned as classes."""
-    return 2 <= len(set(prompts)) <= MOST_CLASSES
+    """True when the prompts are few enough, and at least two, to be learned as classes, and say no geometry."""
+    return 2 <= len(set(prompts)) <= MOST_CLASSES and not are_captions(prompts)
 
 
 def classifier_judge(images: Tensor, prompts: list[str], *, steps: int, seed: int, path: Path | None) -> Judge:

@@ -3,15 +3,17 @@
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.callbacks import TQDMProgressBar
+from lightning.pytorch.callbacks import Timer, TQDMProgressBar
 from tqdm import tqdm
 
 
 class StepProgress(TQDMProgressBar):
-    """One bar over all optimiser steps, with the time left of the whole training."""
+    """One bar over all optimiser steps, with the time left of the whole training, or of its time limit."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.bar = tqdm(total=trainer.max_steps, initial=trainer.global_step, desc="training", disable=self.is_disabled,
+        self.timer = next((own for own in trainer.callbacks if isinstance(own, Timer)), None)  # type: ignore[attr-defined]
+        total = None if self.timer and self.timer.time_remaining() is not None else trainer.max_steps
+        self.bar = tqdm(total=total, initial=trainer.global_step, desc="training", disable=self.is_disabled,
                         dynamic_ncols=True, mininterval=1.0)
 
     def on_train_epoch_start(self, trainer: L.Trainer, *_: Any) -> None: ...
@@ -23,6 +25,8 @@ class StepProgress(TQDMProgressBar):
         if moved > 0:
             if trainer.global_step % 10 == 0:
                 shown = {key: f"{float(value):.4f}" for key, value in trainer.progress_bar_metrics.items()}
+                if self.timer and (left := self.timer.time_remaining()) is not None:
+                    shown["ends in"] = f"{max(0.0, left) / 60:.1f} min"
                 self.bar.set_postfix(shown, refresh=False)
             self.bar.update(moved)
 

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from metrics import geometry
 from metrics.coverage import density_coverage, precision_recall
 from metrics.features import FeatureNet
 from metrics.frechet import frechet_distance
@@ -72,17 +73,19 @@ class Yardstick:
             seed: of the draw of other candidates.
 
         Returns:
-            ``accuracy`` where prompts are classes; else ``retrieval``, if there are enough other captions.
+            ``accuracy`` where prompts are classes; else ``retrieval``, if there are enough other captions. For
+            captions of geometry, also the shares of metrics.geometry.adherence.
         """
+        found = geometry.adherence(masks, prompts)
         logits = self.judge.view(masks)[1]
         if self.judge.score and logits is not None:
-            return {"accuracy": self.judge.score(logits, prompts)}
+            return found | {"accuracy": self.judge.score(logits, prompts)}
         try:
             real = self.held_out_features[own]
-            found = retrieval_accuracy(self.features(masks), real, prompts, candidates=CANDIDATES, seed=seed)
+            share = retrieval_accuracy(self.features(masks), real, prompts, candidates=CANDIDATES, seed=seed)
         except ValueError:  # fewer than 100 different captions
-            return {}
-        return {"retrieval": found}
+            return found
+        return found | {"retrieval": share}
 
 
 def spread_out(masks: Tensor, most: int) -> Tensor:

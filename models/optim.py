@@ -1,6 +1,7 @@
 """The optimiser of both stages and their random streams."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,25 +10,31 @@ from torch import nn
 from configs.trainer_cfg import OptimCfg
 
 
-def schedule(step: int, cfg: OptimCfg, max_steps: int) -> float:
-    """Learning rate at ``step`` as a share of the peak: linear warm-up, then half a cosine down to ``final_lr``."""
+def schedule(step: int, cfg: OptimCfg, max_steps: int, time_used: float = 0.0) -> float:
+    """Learning rate at ``step`` as a share of the peak: linear warm-up, then half a cosine down to ``final_lr``.
+
+    The fall follows the steps, or the share of a time limit that is used if that is further on.
+    """
     if step < cfg.warmup_steps:
         return (step + 1) / cfg.warmup_steps
-    progress = min(1.0, (step - cfg.warmup_steps) / max(1, max_steps - cfg.warmup_steps))
+    progress = min(1.0, max(time_used, (step - cfg.warmup_steps) / max(1, max_steps - cfg.warmup_steps)))
     return cfg.final_lr + (1 - cfg.final_lr) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(net: nn.Module, cfg: OptimCfg, max_steps: int) -> dict[str, Any]:
+def build_optimizer(
+    net: nn.Module, cfg: OptimCfg, max_steps: int, time_used: Callable[[], float] = lambda: 0.0
+) -> dict[str, Any]:
     """AdamW (Loshchilov & Hutter 2019) over the trained parameters of ``net``, in Lightning's form, with its schedule.
 
     Weight decay is for matrices and filters only: vectors (biases, norms, scales) and learned tokens have none.
+    ``time_used`` answers the share of a time limit that is over.
     """
     trained = [p for p in net.parameters() if p.requires_grad]
     matrices = [p for p in trained if p.ndim >= 2 and p.shape[0] > 1]
     vectors = [p for p in trained if not (p.ndim >= 2 and p.shape[0] > 1)]
     groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, cfg, max_steps))
+    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, cfg, max_steps, time_used()))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 

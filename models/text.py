@@ -148,13 +148,17 @@ class TextEncoder:
     def _warn_if_cut(self, text: str) -> None:
         if self._warned or len(text) + 2 <= self.cfg.max_tokens:  # a token has a character; two mark the ends
             return
-        tokens = len(self.tokenizer(text, truncation=False)["input_ids"])
+        tokens = self.count_tokens(text)
         if tokens > self.cfg.max_tokens:
             self._warned = True
             warnings.warn(
                 f"the prompt {text[:40]!r}... has {tokens} tokens; only the first {self.cfg.max_tokens} are read "
                 "(text.max_tokens)", stacklevel=2,
             )
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt before it is cut, with the two that mark its ends."""
+        return len(self.tokenizer(clean_prompt(prompt), truncation=False)["input_ids"])
 
 
 def clean_prompt(prompt: str) -> str:

@@ -135,7 +135,7 @@ def choose_judge(module: Any, train: MaskSet, cfg: EvaluateCfg) -> tuple[Judge, 
 
     if not is_classes(train.prompts):
         kinds = len(set(train.prompts))
-        why = f"no prompt accuracy: {kinds} different prompts are no classes (2 to {MOST_CLASSES} would be)"
+        why = f"no prompt accuracy: {kinds} different prompts are no classes (2 to {MOST_CLASSES} names would be)"
         judge = encoder_judge(module.autoencoder)
         return judge, {"features": judge.name, "note": why}
     started = time.perf_counter()

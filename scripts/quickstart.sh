@@ -1,11 +1,18 @@
 #!/usr/bin/env bash
 # From nothing to text-prompted masks on this machine: set up, train both stages on animal silhouettes, generate.
-# Usage: bash scripts/quickstart.sh
+# Usage: bash scripts/quickstart.sh, or for your own masks: bash scripts/quickstart.sh --data FOLDER [--minutes N]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 if [ "$#" -gt 0 ]; then
-  echo "quickstart: takes no arguments, got '$*'; for your own masks use scripts/train_stage_1.sh folder --help" >&2
-  exit 2
+  case $1 in
+    --*) ;;
+    *)
+      echo "quickstart: '$*' is not understood; for your own masks: bash scripts/quickstart.sh --data FOLDER [--minutes N]" >&2
+      exit 2
+      ;;
+  esac
+  bash scripts/setup.sh
+  exec .venv/bin/python -m scripts.quickstart "$@"
 fi
 bash scripts/setup.sh
 

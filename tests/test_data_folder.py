@@ -1,15 +1,22 @@
 """A user's folder: which images are taken, with which prompts, and what is refused."""
 
+import csv
+import io
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from configs.data_cfg import DataCfg, FolderSource
-from data.folder import load, load_folder
+from data.folder import load, load_folder, read_folder
 from data.masks import DataError, MaskSet
 from tests.data_fixtures import LETTER, random_masks, write_mask, write_masks
 
@@ -17,7 +24,7 @@ CFG = DataCfg(image_size=8)
 
 
 def _load(folder: Path, cfg: DataCfg = CFG) -> MaskSet:
-    return load_folder(str(folder), "--data.source.train", "Binary Mask", cfg)
+    return load_folder(str(folder), "--data.source.train", FolderSource(str(folder)), cfg)
 
 
 def _prompts(folder: Path) -> dict[str, str]:
@@ -44,6 +51,57 @@ def test_hidden_and_system_files_are_skipped_silently(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"junk")
     assert _load(tmp_path).names == ["a.png"]
+
+
+def test_what_only_looks_like_an_image_is_listed_and_a_folder_is_searched(tmp_path: Path) -> None:
+    write_masks(tmp_path, 3)
+    write_mask(tmp_path / "folder.png/inside.png", random_masks(4).images[3])
+    (tmp_path / "zero.png").write_bytes(b"")
+    (tmp_path / "text.png").write_text("not an image")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "00.png").read_bytes()[:40])
+    os.mkfifo(tmp_path / "pipe.png")
+    os.symlink("self.png", tmp_path / "self.png")
+    found = read_folder(str(tmp_path), "PATH", "Binary Mask", CFG)
+    assert found.names == ["00.png", "01.png", "02.png", "folder.png/inside.png"]
+    assert [str(error).partition(" ")[0] for error in found.bad_images] == [
+        str(tmp_path / name) for name in ("cut.png", "pipe.png", "self.png", "text.png", "zero.png")
+    ]
+    with pytest.raises(DataError, match=r"5 of 9 images cannot be used: .*cut\.png .* more than 10 %"):
+        _load(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3000, 2), (2, 3000), (7, 5), (8, 8), (31, 33)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_full_mask_of_any_size_fills_its_longer_side(tmp_path: Path, shape: tuple[int, int], channels: int) -> None:
+    write_mask(tmp_path / "a.png", np.ones(shape, np.uint8))
+    image = _load(tmp_path, DataCfg(image_size=8, channels=channels)).images[0]
+    h, w = (max(1, round(8 * side / max(shape))) for side in shape)
+    expected = np.zeros((8, 8), np.uint8)
+    expected[(8 - h) // 2 : (8 - h) // 2 + h, (8 - w) // 2 : (8 - w) // 2 + w] = 1
+    np.testing.assert_array_equal(image, expected if channels == 1 else expected[..., None].repeat(3, 2) * 255)
+
+
+def test_the_first_frame_of_an_animation_is_taken_with_a_warning(tmp_path: Path) -> None:
+    frames = [Image.fromarray(mask * np.uint8(255)) for mask in random_masks(2).images]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    with pytest.warns(UserWarning, match=r"a\.gif has 2 frames or pages; the first is used"):
+        found = _load(tmp_path)
+    np.testing.assert_array_equal(found.images, random_masks(2).images[:1])
+
+
+def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_masks(tmp_path, 2)
+    write_mask(tmp_path / "closed/a.png")
+    scan = os.scandir
+
+    def refused(where: str) -> Any:
+        if str(where).endswith("closed"):
+            raise PermissionError(13, "Permission denied", where)
+        return scan(where)
+
+    monkeypatch.setattr(os, "scandir", refused)  # for the superuser no folder is closed
+    with pytest.warns(UserWarning, match=r"1 folders cannot be read: .*closed"):
+        assert _load(tmp_path).names == ["00.png", "01.png"]
 
 
 def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
@@ -78,10 +136,12 @@ def test_subfolders_name_no_class_when_the_folder_itself_holds_images(tmp_path: 
     assert _prompts(tmp_path) == {"a.png": "Binary Mask", "cat/b.png": "Binary Mask"}
 
 
-def test_a_blank_caption_stays_blank(tmp_path: Path) -> None:
-    write_masks(tmp_path, 2)
+def test_a_blank_caption_stays_blank_and_missing_ones_are_warned_of_once(tmp_path: Path) -> None:
+    write_masks(tmp_path, 3)
     (tmp_path / "00.txt").write_text("\n")
-    assert _prompts(tmp_path) == {"00.png": "", "01.png": "Binary Mask"}
+    with pytest.warns(UserWarning, match=r"2 of 3 masks in .* no caption and get .* 'Binary Mask'") as caught:
+        assert _prompts(tmp_path) == {"00.png": "", "01.png": "Binary Mask", "02.png": "Binary Mask"}
+    assert len(caught) == 1
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -102,6 +162,68 @@ def test_captions_that_are_not_utf8_are_refused_with_the_file(tmp_path: Path, na
         _load(tmp_path)
 
 
+def test_a_caption_may_be_a_megabyte_long(tmp_path: Path) -> None:
+    long = "word " * 200_000 + "end"
+    for name in ("a/1.png", "b/2.png", "c/3.png"):
+        write_mask(tmp_path / name)
+    (tmp_path / "a/1.txt").write_text(long)
+    (tmp_path / "b/metadata.csv").write_text(f'file_name,text\n2.png,"{long}"\n')
+    _write_lines(tmp_path / "c/metadata.jsonl", {"file_name": "3.png", "text": long})
+    assert set(_prompts(tmp_path).values()) == {long}
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.text(st.characters(exclude_characters="\x00", exclude_categories=["Cs"]), max_size=60))  # CSV before 3.11
+def test_any_text_is_a_caption_and_comes_back(text: str) -> None:
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        for kind in "abc":
+            write_mask(folder / kind / "1.png")
+        (folder / "a/1.txt").write_text(text, "utf-8", newline="")
+        _write_lines(folder / "b/metadata.jsonl", {"file_name": "1.png", "text": text})
+        with (folder / "c/metadata.csv").open("w", encoding="utf-8", newline="") as file:
+            csv.writer(file).writerows([["file_name", "text"], ["1.png", text]])
+        folded = " ".join(text.removeprefix("\ufeff").split())
+        assert _prompts(folder) == {"a/1.png": folded, "b/1.png": text, "c/1.png": text}
+
+
+buffer = io.BytesIO()
+Image.fromarray(LETTER * np.uint8(255)).save(buffer, "PNG")
+PNG = buffer.getvalue()
+NAMES = st.text(st.characters(exclude_characters="/\x00", exclude_categories=["Cs"]), min_size=1, max_size=8)
+ROWS = st.fixed_dictionaries({}, optional={
+    "file_name": NAMES | st.sampled_from(["a.png", "../a.png", "/", "", "\x00", "a" * 5000, "\ud800"]) | st.integers(),
+    "text": st.text(max_size=9) | st.none() | st.integers(),
+})  # fmt: skip
+CONTENTS = (
+    st.just(PNG) | st.binary(max_size=60) | st.text(max_size=60).map(lambda text: text.encode("utf-8"))
+    | st.lists(ROWS, max_size=3).map(lambda rows: "\n".join(map(json.dumps, rows)).encode())
+    | st.lists(st.lists(NAMES, max_size=3), max_size=3).map(
+        lambda rows: "\n".join(map(",".join, [["file_name", "text"], *rows])).encode("utf-8"))
+)  # fmt: skip
+PLACES = st.sampled_from(["a.png", "a.txt", "metadata.jsonl", "metadata.csv", "manifest.jsonl", "in/metadata.jsonl",
+                          "in/b.tif", "in/b.txt"]) | NAMES.map(lambda name: f"{name}.png")  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.dictionaries(PLACES, CONTENTS, max_size=5), st.sampled_from([0.0, 0.5, 1.0]), st.sampled_from([1, 3]))
+@pytest.mark.filterwarnings("ignore")
+def test_any_folder_is_read_or_refused_with_a_data_error(
+    files: dict[str, bytes], max_bad: float, channels: Literal[1, 3]
+) -> None:
+    with TemporaryDirectory() as name:
+        for place, content in files.items():
+            path = Path(name, place)
+            path.parent.mkdir(exist_ok=True)
+            with suppress(OSError):  # a name that this file system does not take
+                path.write_bytes(content)
+        source = FolderSource(name, max_bad=max_bad)
+        with suppress(DataError):
+            found, _ = load(source, DataCfg(source, image_size=8, channels=channels))
+            assert len(found) > 0
+            assert all(isinstance(prompt, str) and prompt.encode("utf-8") is not None for prompt in found.prompts)
+
+
 GOOD = '{"file_name": "00.png", "text": "x"}'
 BAD_JSON = {
     "no JSON": "{oops",
@@ -117,6 +239,7 @@ BAD_JSON = {
     "half a character": '{"file_name": "01.png", "text": "\\ud83d"}',
     "half a character in a name": '{"file_name": "\\ud83d.png"}',
     "NUL": '{"file_name": "a\\u0000.png"}',
+    "endless name": json.dumps({"file_name": "a" * 5000 + ".png"}),
 }
 
 
@@ -143,6 +266,25 @@ def test_a_bad_csv_line_is_named_by_its_number(tmp_path: Path, content: str, lin
         _load(tmp_path / "in")
 
 
+def test_all_bad_lines_and_texts_are_found_at_once(tmp_path: Path) -> None:
+    write_masks(tmp_path, 2)
+    _write_lines(tmp_path / "metadata.jsonl", "{oops", {"file_name": "00.png"}, {"file_name": "00.png"}, "[]")
+    (tmp_path / "00.txt").write_bytes(b"\xff")
+    found = read_folder(str(tmp_path), "PATH", "Binary Mask", CFG)
+    assert [str(error).removeprefix(f"{tmp_path}/")[:23] for error in found.bad_captions] == [
+        "metadata.jsonl, line 1:", "metadata.jsonl, line 3:", "metadata.jsonl, line 4:", "00.txt is not UTF-8 tex",
+    ]  # fmt: skip
+    with pytest.raises(DataError, match=r"line 1: .*\(3 more like this: python -m scripts.check_data lists them\)"):
+        _load(tmp_path)
+
+
+def test_a_pipe_in_the_place_of_captions_is_not_waited_for(tmp_path: Path) -> None:
+    write_masks(tmp_path, 1)
+    os.mkfifo(tmp_path / "metadata.jsonl")
+    with pytest.raises(DataError, match=r"metadata\.jsonl is not a file"):
+        _load(tmp_path)
+
+
 def test_dots_that_stay_inside_the_folder_are_allowed(tmp_path: Path) -> None:
     write_mask(tmp_path / "a/1.png")
     (tmp_path / "b").mkdir()
@@ -161,13 +303,15 @@ def test_a_generated_folder_reads_back_as_a_training_set_without_its_grid(tmp_pa
     assert found.prompts == [f"a thing {i}" for i in range(5)]
 
 
-def test_few_bad_files_are_skipped_with_one_warning(tmp_path: Path) -> None:
-    masks = write_masks(tmp_path, 18)
-    for name in ("x.png", "y.png"):
+def test_few_bad_files_are_skipped_with_one_warning_each(tmp_path: Path) -> None:
+    masks = write_masks(tmp_path / "thing", 18)
+    for name in ("thing/x.png", "thing/y.png"):
         (tmp_path / name).write_bytes(b"bad")
-    with pytest.warns(UserWarning, match=r"2 of 20 images cannot be used: .*x\.png .*y\.png") as caught:
+    with pytest.warns(UserWarning, match=r"[xy]\.png cannot be read as an image.*\(skipped\)") as caught:
         found = _load(tmp_path)
-    assert len(caught) == 1
+    assert [("x.png" in str(warning.message), "y.png" in str(warning.message)) for warning in caught] == [
+        (True, False), (False, True),
+    ]  # fmt: skip
     np.testing.assert_array_equal(found.images, masks)
 
 
@@ -175,9 +319,28 @@ def test_many_bad_files_are_an_error_that_names_five(tmp_path: Path) -> None:
     write_masks(tmp_path, 20)
     for i in range(7):
         (tmp_path / f"bad{i}.png").write_bytes(b"bad")
-    with pytest.raises(DataError, match=r"7 of 27 images .*bad0\.png.*bad4\.png.* \.\.\.; that is more than") as caught:
+    with pytest.raises(DataError, match=r"7 of 27 .*bad0\.png.*bad4\.png.* \.\.\.; that is more than 10 %") as caught:
         _load(tmp_path)
     assert "bad5" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("max_bad", "said"), [(0.0, "1 of 3 .* more than 0 %"), (0.2, "more than 20 %"), (0.34, "")])
+@pytest.mark.filterwarnings("ignore")
+def test_the_share_of_bad_files_that_is_skipped_can_be_set(tmp_path: Path, max_bad: float, said: str) -> None:
+    write_masks(tmp_path, 2)
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    source = FolderSource(str(tmp_path), max_bad=max_bad)
+    if said:
+        with pytest.raises(DataError, match=said):
+            load(source, CFG)
+    else:
+        assert len(load(source, CFG)[0]) == 2
+
+
+def test_without_one_usable_image_nothing_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "bad.png").write_bytes(b"bad")
+    with pytest.raises(DataError, match=r"1 of 1 images cannot be used: .*all of them"):
+        load(FolderSource(str(tmp_path), max_bad=1.0), CFG)
 
 
 @pytest.mark.parametrize("made", ["missing", "empty", "file", "no images"])
@@ -202,6 +365,14 @@ def test_a_file_name_that_is_not_utf8_is_read_and_shown(tmp_path: Path) -> None:
     found = _load(tmp_path)
     assert found.names == ["\\udcff.png"]
     assert found.prompts == ["Binary Mask"]
+
+
+def test_control_characters_of_a_file_name_do_not_reach_the_terminal(tmp_path: Path) -> None:
+    write_mask(tmp_path / "a\x1b[31m\n ü.png")
+    (tmp_path / "b\x07.png").write_bytes(b"bad")
+    found = read_folder(str(tmp_path), "PATH", "Binary Mask", CFG)
+    assert found.names == ["a\\x1b[31m\\n ü.png"]
+    assert "b\\x07.png" in str(found.bad_images[0])
 
 
 def test_lines_too_thin_for_the_image_size_are_warned_of(tmp_path: Path) -> None:

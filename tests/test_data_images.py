@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.fit import area_resize, fit_masks, fit_rgb
-from data.images import read_mask, read_rgb
+from data.images import read_mask, read_picture, read_rgb
 from data.masks import DataError
 from tests.data_fixtures import LETTER
 
@@ -53,6 +53,8 @@ KINDS: dict[str, Callable[[], Image.Image]] = {
     "blue.png": lambda: Image.fromarray(np.dstack([L255 * 0, L255 * 0, L255])),
     "cmyk.tif": lambda: Image.fromarray(np.dstack([255 - L255] * 3 + [255 - L255])[..., :], mode="CMYK"),
     "gray_alpha_opaque.png": lambda: Image.fromarray(np.dstack([L255, L255 * 0 + 255])),
+    "gray_on_nothing.png": lambda: Image.fromarray(np.dstack([L255 * 0 + 90, L255])),
+    "big_endian.tif": lambda: Image.fromarray((LETTER.astype(np.uint16) * 4095).astype(">u2")),
     "black_on_nothing.png": lambda: _rgba(L255 * 0, L255),
     "white_on_nothing.png": lambda: _rgba(L255 * 0 + 255, L255),
     "almost_one_colour.png": lambda: _rgba((np.arange(36) % 5).reshape(6, 6).astype(np.uint8), L255),
@@ -73,6 +75,24 @@ def test_every_kind_of_file_shows_the_same_mask(kind: str, tmp_path: Path) -> No
     mask = read_mask(tmp_path / kind)
     assert mask.dtype == np.uint8
     np.testing.assert_array_equal(mask, LETTER)
+
+
+@pytest.mark.parametrize(
+    ("name", "image", "share"),
+    [
+        ("levels.png", Image.fromarray(np.array([[0, 25, 26, 128], [229, 230, 255, 0]], np.uint8)), 3 / 8),
+        ("offset.png", Image.fromarray(np.array([[100, 109, 111, 200]], np.uint8)), 1 / 4),
+        ("16bit.png", Image.fromarray(np.array([[0, 2000, 4095, 300]], np.uint16)), 1 / 4),
+        ("float.tif", Image.fromarray(np.array([[-1, 0, 1, 1]], np.float32)), 1 / 4),
+        ("labels.png", _indexed(LETTER, (0, 0, 0), (128, 0, 0)), 0),
+        ("one.png", Image.new("L", (4, 4), 77), 0),
+    ],
+)
+def test_grey_is_what_lies_between_the_outer_tenths_of_the_files_own_range(
+    name: str, image: Image.Image, share: float, tmp_path: Path
+) -> None:
+    image.save(tmp_path / name)
+    assert read_picture(tmp_path / name, rgb=False).grey == share
 
 
 def test_jpeg_artefacts_do_not_become_foreground(tmp_path: Path) -> None:

@@ -1,5 +1,7 @@
 """Batches, their order over ranks and epochs, resuming, and cached latents."""
 
+import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +177,16 @@ def test_loader_processes_that_outlive_an_epoch_draw_the_same_images(augment: Au
         for one, two in zip(_epoch(here, epoch), loader, strict=True):
             assert one["index"].equal(two["index"])
             assert one["image"].equal(two["image"])
+
+
+@pytest.mark.timeout(60)
+def test_a_killed_loader_process_is_an_error_and_no_endless_wait() -> None:
+    batches = iter(_module(n=400, workers=1).train_dataloader())
+    next(batches)
+    (process,) = batches._workers  # type: ignore[attr-defined]  # where torch keeps them
+    os.kill(process.pid, signal.SIGKILL)
+    with pytest.raises(RuntimeError, match=r"DataLoader worker .* (killed|exited unexpectedly)"):
+        list(batches)
 
 
 class _Recorder(L.LightningModule):

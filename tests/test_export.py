@@ -1,8 +1,10 @@
 """Exported models, and those that come with the project."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -41,6 +43,28 @@ def masks(path: Path | str) -> torch.Tensor:
     module = load_diffusion(path)
     noise = torch.randn(2, *module.latent_shape, generator=torch.Generator().manual_seed(0))
     return module.generate(["a cat", "a bird"], noise, steps=2)
+
+
+WEIGHT = "average.conv_out.weight"
+DAMAGE: dict[str, Callable[[dict[str, Any]], object]] = {
+    "a tensor is missing": lambda content: content["state_dict"].pop(WEIGHT),
+    "a tensor is too many": lambda content: content["state_dict"].update(other=torch.zeros(1)),
+    "a tensor has another shape": lambda content: content["state_dict"].update({WEIGHT: torch.zeros(2)}),
+    "a number for a tensor": lambda content: content["state_dict"].update({WEIGHT: 1.0}),
+    "no tensors": lambda content: content.pop("state_dict"),
+    "no config": lambda content: content[KEY].pop("config"),
+    "no stage 1": lambda content: content[KEY].pop("autoencoder"),
+    "a word for a config": lambda content: content[KEY].update(config="small"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_parts_that_do_not_fit_are_one_kind_of_error(checkpoint: Path, damage: str) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    DAMAGE[damage](content)
+    torch.save(content, checkpoint)
+    with pytest.raises(CheckpointError, match=r"a\.ckpt: its weights and its config do not fit .*; make one with: "):
+        load_diffusion(checkpoint)
 
 
 def test_an_export_in_fp32_draws_what_its_checkpoint_draws(checkpoint: Path, tmp_path: Path) -> None:

@@ -149,7 +149,8 @@ def test_the_manifest_says_how_each_file_was_made_and_reads_back_as_a_training_s
         assert image.text["prompt"] == row["text"]
         assert json.loads(image.text["parameters"]) == row
     assert json.loads((out / "config.json").read_text())["steps"] == [1, 4]
-    again = load_folder(str(out), "--data.source.train", "", DataCfg(FolderSource(str(out)), image_size=8))
+    source = FolderSource(str(out))
+    again = load_folder(str(out), "--data.source.train", source, DataCfg(source, image_size=8))
     assert sorted(again.prompts) == sorted(row["text"] for row in manifest)
 
 

@@ -54,7 +54,10 @@ def test_configs_import_only_the_standard_library_and_tyro() -> None:
         assert imported(path) <= set(sys.stdlib_module_names) | {"tyro", "configs"}, path
 
 
-@pytest.mark.parametrize("command", ["train_stage_1", "train_stage_2", "generate_masks", "evaluate", "benchmark"])
+@pytest.mark.parametrize("command", [
+    "train_stage_1", "train_stage_2", "generate_masks", "evaluate", "benchmark", "check_data", "caption_masks",
+    "quickstart",
+])
 def test_help_shows_fields_without_importing_torch(command: str) -> None:
     code = (
         "import sys, runpy\n"

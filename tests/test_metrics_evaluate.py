@@ -13,6 +13,7 @@ from configs.diffusion_cfg import Stage2Cfg
 from configs.evaluate_cfg import EvaluateCfg
 from configs.sampler_cfg import ShortcutCfg
 from data.masks import MaskSet
+from metrics.geometry import describe
 from metrics.report import as_table, summary
 from scripts.evaluate import draw_order, evaluate, reals_like
 
@@ -93,6 +94,21 @@ def test_captions_that_all_differ_are_judged_by_retrieval_where_there_are_a_hund
     assert 0 <= many["steps"][0]["retrieval"]["mean"] < 0.2  # this model does not know what "bar 7" looks like
     assert many["real"]["retrieval"]["mean"] > 5 * many["steps"][0]["retrieval"]["mean"]
     assert "memorised" not in many["steps"][0]
+
+
+def test_captions_of_geometry_are_no_classes_and_are_followed_as_often_as_the_masks_say():
+    train, held_out = (bars(n, seed) for n, seed in ((100, 0), (40, 1)))
+    train, held_out = (
+        MaskSet(m.images, [own.caption for own in describe(torch.from_numpy(m.images))], m.names)
+        for m in (train, held_out)
+    )
+    report = evaluate(Perfect(), train, held_out, EvaluateCfg("x", num=40, steps=(1,)))
+    assert "accuracy" not in report["steps"][0]
+    assert {report["real"][f"{word}_right"]["mean"] for word in ("count", "size", "shape", "place", "all")} == {1.0}
+    found = {word: report["steps"][0][f"{word}_right"]["mean"] for word in ("count", "size", "shape", "place")}
+    assert (found["count"], found["size"], found["shape"]) == (1.0, 1.0, 1.0)  # always one bar of 20 pixels of 256
+    assert 0 < found["place"] < 1  # its place is the noise's
+    assert "place right" in as_table(report)
 
 
 def test_prompts_have_the_frequencies_of_the_held_out_split():

@@ -9,11 +9,14 @@ import torch
 
 from configs.bakeoff_cfg import BakeoffCfg
 from configs.bakeoffs import PLANS
+from configs.caption_masks_cfg import CaptionMasksCfg
+from configs.check_data_cfg import CheckDataCfg
 from configs.cli import parse, parse_preset
 from configs.evaluate_cfg import EvaluateCfg
 from configs.export_cfg import ExportCfg
 from configs.generate_cfg import GenerateCfg
 from configs.presets import STAGE_1, STAGE_2
+from configs.quickstart_cfg import QuickstartCfg
 from configs.sampler_cfg import FlowCfg
 from samplers import FlowMatching
 
@@ -44,6 +47,12 @@ def test_every_command_of_the_readme_parses() -> None:
             parse(EvaluateCfg, rest, name)
         elif name == "export":
             parse(ExportCfg, rest, name)
+        elif name == "check_data":
+            parse(CheckDataCfg, rest, name)
+        elif name == "caption_masks":
+            parse(CaptionMasksCfg, rest, name)
+        elif name == "quickstart" and rest:
+            parse(QuickstartCfg, rest, name)
         elif name == "bakeoff":
             assert parse(BakeoffCfg, rest, name).plan in PLANS
         else:

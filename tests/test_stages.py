@@ -1,23 +1,27 @@
 """Both LightningModules: latent normalisation, generation, and that each stage can learn a handful of masks."""
 
 from dataclasses import replace
+from datetime import timedelta
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from conftest import TINY_1, TINY_2
+from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, VarianceExpansionCfg
 from configs.sampler_cfg import DDPMCfg, FlowCfg, IMFCfg, LagrangianCfg, MeanFlowCfg, ShortcutCfg
+from configs.trainer_cfg import OptimCfg
 from data.datasets import to_tensor
 from data.embedded import load
 from diffusion import DiffusionModule
 from metrics.reconstruction import iou
-from models.optim import build_optimizer, reseed
-from samplers import SAMPLERS, Guidance, build_sampler, sampler_for, solvers_of
+from models.optim import build_optimizer, reseed, schedule
+from samplers import SAMPLERS, Guidance, When, build_sampler, sampler_for, solvers_of
 
 
 def masks(number: int) -> tuple[Tensor, list[str]]:
@@ -234,3 +238,45 @@ def test_a_checkpoint_of_stage_1_comes_back_whole(tiny_autoencoder: AutoencoderM
     assert back.cfg == tiny_autoencoder.cfg
     for name, value in tiny_autoencoder.state_dict().items():
         assert torch.equal(back.state_dict()[name], value), name
+
+
+class At(Timer):
+    """A timer that stands still."""
+
+    def __init__(self, minutes: float, limit: float | None) -> None:
+        super().__init__(None if limit is None else timedelta(minutes=limit))
+        self.minutes = minutes
+
+    def time_elapsed(self, stage: Any = None) -> float:
+        return 60 * self.minutes
+
+
+@pytest.mark.parametrize(
+    ("step", "timers", "progress"),
+    [(5, [], 0.5), (5, [At(2.0, 8.0)], 0.5), (5, [At(6.0, 8.0)], 0.75), (0, [At(8.0, 8.0)], 1.0),
+     (5, [At(9.0, None)], 0.5)],
+)  # fmt: skip
+def test_progress_is_that_of_the_steps_or_of_the_time_limit_whichever_is_further(
+    step: int, timers: list[Timer], progress: float, tiny_diffusion: DiffusionModule
+) -> None:
+    cfg = tiny_diffusion.cfg
+    tiny_diffusion.cfg = replace(cfg, train=replace(cfg.train, max_steps=10))
+    tiny_diffusion._trainer = SimpleNamespace(callbacks=timers, global_step=step)  # type: ignore[assignment]
+    assert tiny_diffusion.when() == When(step, progress)
+
+
+def test_the_learning_rate_falls_with_the_steps_or_with_the_time_limit() -> None:
+    cfg = OptimCfg(warmup_steps=10, final_lr=0.1)
+    assert schedule(4, cfg, 1000, 0.9) == 0.5  # the warm-up is one of steps
+    assert schedule(505, cfg, 1000) == schedule(505, cfg, 1000, 0.4) == pytest.approx(0.55)
+    assert schedule(20, cfg, 10**6, 0.5) == pytest.approx(0.55)
+    assert schedule(20, cfg, 10**6, 1.0) == schedule(1000, cfg, 1000) == pytest.approx(0.1)
+    used = {"time": 0.0}
+    cfg = OptimCfg(lr=1.0, warmup_steps=0, final_lr=0.0)
+    built = build_optimizer(torch.nn.Linear(2, 2), cfg, 10**6, lambda: used["time"])
+    rates = []
+    for used["time"] in (0.0, 0.5, 1.0):
+        built["optimizer"].step()
+        built["lr_scheduler"]["scheduler"].step()
+        rates.append(built["optimizer"].param_groups[0]["lr"])
+    assert rates == pytest.approx([1.0, 0.5, 0.0], abs=1e-6)

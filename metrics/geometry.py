@@ -1,0 +1,146 @@
+"""What a mask shows, in words that are computed from it alone: "two small round blobs, upper left".
+
+* **count**: pieces of foreground (8-connected), from one to five, then many. A piece below a thousandth of the image is
+  a speck, and not looked at.
+* **size**: the pieces' mean area as a share of the image: small below 1/25, large from 4/25, medium between.
+* **shape**, that of most of the foreground: hollow if holes are a tenth of the filled piece or more; else long if the
+  ellipse of its second moments is twice as long as wide; else round if the piece fills nine tenths of that ellipse (a
+  disk 1, a square 0.95, a triangle 0.83); else uneven.
+* **place** of the foreground's centre: its x and y cut at 2/5 and 3/5 of the image, the middle cell called centre.
+
+Since both a caption and a generated mask go through the same function, whether a mask follows its caption is exact.
+"""
+
+import re
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass, fields
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from metrics.components import label
+from metrics.planes import PLUS, SQUARE, as_planes
+
+COUNTS = ("one", "two", "three", "four", "five", "many")
+SIZES = ("small", "medium", "large")
+SHAPES = ("hollow", "long", "round", "uneven")
+PLACES = (
+    ("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"),
+)  # fmt: skip
+NOTHING = "nothing"
+
+_CHUNK = 1024  # masks labelled at once
+_SPECK = 1 / 1000
+_SIZE_EDGES = (1 / 25, 4 / 25)
+_PLACE_EDGES = (2 / 5, 3 / 5)
+_HOLLOW, _LONG, _ROUND = 1 / 10, 2.0, 9 / 10
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One word for each property; an empty mask has the count "nothing" and no other word."""
+
+    count: str
+    size: str = ""
+    shape: str = ""
+    place: str = ""
+
+    @property
+    def caption(self) -> str:
+        if self.count == NOTHING:
+            return NOTHING
+        return f"{self.count} {self.size} {self.shape} blob{'' if self.count == COUNTS[0] else 's'}, {self.place}"
+
+
+_CAPTION = re.compile(
+    f"({'|'.join(COUNTS)}) ({'|'.join(SIZES)}) ({'|'.join(SHAPES)}) blobs?, ({'|'.join(sum(PLACES, ()))})"
+)
+
+
+def parse(caption: str) -> Geometry | None:
+    """The inverse of ``Geometry.caption``; None for any other text."""
+    if caption == NOTHING:
+        return Geometry(NOTHING)
+    found = _CAPTION.fullmatch(caption)
+    return Geometry(*found.groups()) if found else None
+
+
+def describe(masks: Tensor) -> list[Geometry]:
+    """The geometry of each of masks [N,H,W] or [N,1,H,W]."""
+    return [geometry for part in masks.split(_CHUNK) for geometry in _described(as_planes(part))]
+
+
+def _described(planes: NDArray[np.bool_]) -> Iterator[Geometry]:
+    n, height, width = planes.shape
+    labels, pieces = label(planes, SQUARE)
+    plane, y, x = np.nonzero(labels)
+    own = labels[plane, y, x] - 1                                               # [P] piece of each foreground pixel
+
+    def per_piece(values: NDArray[np.floating] | None = None) -> NDArray[np.float64]:
+        return np.bincount(own, values, minlength=pieces).astype(float)
+
+    area = per_piece()
+    mean_y, mean_x = per_piece(y + 0.5) / area, per_piece(x + 0.5) / area
+    dy, dx = y + 0.5 - mean_y[own], x + 0.5 - mean_x[own]
+    vy, vx = per_piece(dy**2) / area + 1 / 12, per_piece(dx**2) / area + 1 / 12  # a pixel is a unit square
+    vxy = per_piece(dx * dy) / area
+    spread = np.sqrt((vx - vy) ** 2 + 4 * vxy**2)
+    longer, shorter = (vx + vy + spread) / 2, (vx + vy - spread) / 2            # squared half axes over 4
+    holes = _holes(planes, labels, pieces)
+    is_hollow, is_long = holes >= _HOLLOW * (area + holes), longer >= _LONG**2 * shorter
+    is_round = area >= _ROUND * 4 * np.pi * np.sqrt(longer * shorter)
+    shapes = np.select([is_hollow, is_long, is_round], [0, 1, 2], 3)            # [pieces] index into SHAPES
+    owner = np.zeros(pieces, np.int64)
+    owner[own] = plane
+    kept = area >= _SPECK * height * width
+    for i in range(n):
+        mine = np.flatnonzero(kept & (owner == i))
+        if not len(mine):
+            yield Geometry(NOTHING)
+            continue
+        total = area[mine].sum()
+        share = total / len(mine) / (height * width)
+        centre = (mean[mine] @ area[mine] / total / side for mean, side in ((mean_y, height), (mean_x, width)))
+        row, column = (int(c >= _PLACE_EDGES[0]) + int(c > _PLACE_EDGES[1]) for c in centre)
+        yield Geometry(
+            COUNTS[min(len(mine), len(COUNTS)) - 1], SIZES[int(np.digitize(share, _SIZE_EDGES))],
+            SHAPES[int(np.bincount(shapes[mine], area[mine]).argmax())], PLACES[row][column],
+        )  # fmt: skip
+
+
+def adherence(masks: Tensor, prompts: list[str]) -> dict[str, float]:
+    """Shares of masks [N,H,W] that have the count, size, shape and place of their caption, and all four.
+
+    Prompts that are no such captions are left out; nothing is answered where there are no others.
+    """
+    asked = {i: geometry for i, prompt in enumerate(prompts) if (geometry := parse(prompt))}
+    if not asked:
+        return {}
+    drawn = describe(masks[list(asked)])
+    right = np.array([
+        [a == b for a, b in zip(astuple(one), astuple(two), strict=True)]
+        for one, two in zip(asked.values(), drawn, strict=True)
+    ])                                                                          # [n,4]
+    names = [f"{field.name}_right" for field in fields(Geometry)]
+    return dict(zip(names, right.mean(0).tolist(), strict=True)) | {"all_right": float(right.all(1).mean())}
+
+
+def are_captions(prompts: list[str]) -> bool:
+    """True when most prompts are captions of geometry: words of a grammar, and no classes."""
+    kinds = set(prompts)
+    return 2 * sum(parse(prompt) is not None for prompt in kinds) > len(kinds)
+
+
+def _holes(planes: NDArray[np.bool_], labels: NDArray[np.int64], pieces: int) -> NDArray[np.float64]:
+    """[pieces] area of the holes of each piece: background that does not reach the outside of its mask."""
+    holes, number = label(np.pad(~planes, ((0, 0), (1, 1), (1, 1)), constant_values=True), PLUS)
+    outside = np.unique(holes[:, 0, 0])
+    inner = holes[:, 1:-1, 1:-1].copy()
+    inner[np.isin(inner, outside)] = 0
+    areas = np.bincount(inner.ravel(), minlength=number + 1)
+    numbers, first = np.unique(inner, return_index=True)
+    numbers, first = numbers[numbers > 0], first[numbers > 0]
+    plane, y, x = np.unravel_index(first, inner.shape)
+    around = labels[plane, y - 1, x] - 1                                        # its piece is above its first pixel
+    return np.bincount(around, areas[numbers], minlength=pieces).astype(float)

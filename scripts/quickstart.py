@@ -1,0 +1,153 @@
+"""Own masks in minutes: ``bash scripts/quickstart.sh --data FOLDER`` (the rules: configs/quickstart_cfg.py)."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from configs.autoencoder_cfg import Stage1Cfg
+from configs.caption_masks_cfg import CaptionMasksCfg
+from configs.check_data_cfg import CheckDataCfg
+from configs.checks import ConfigError
+from configs.cli import parse
+from configs.data_cfg import DataCfg, FolderSource
+from configs.diffusion_cfg import Stage2Cfg
+from configs.quickstart_cfg import CRISP, SIZES, STAGE_1, STAGE_2, Facts, QuickstartCfg, own_masks
+from scripts.run import refuse_kindly
+
+if TYPE_CHECKING:
+    import numpy as np
+
+PROMPTS, EACH = 8, 8  # rows and columns of the picture
+JUDGED = 256  # masks per step count
+FEWEST = 50  # masks in the folder, for its held-out tenth to say something
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = sys.argv[1:] if argv is None else argv
+    cfg: QuickstartCfg = parse(QuickstartCfg, args, "scripts/quickstart.sh", "Train on your own masks.")
+    with refuse_kindly("quickstart"):
+        quickstart(cfg)
+
+
+def quickstart(cfg: QuickstartCfg) -> Path:
+    """Check, caption, choose, train both stages, judge and draw; returns the folder with everything.
+
+    Raises:
+        ConfigError: the data cannot be used, for the reasons that are printed.
+        FileExistsError: a folder to write to that is not empty.
+    """
+    import torch
+
+    from scripts.check_data import check
+
+    began = time.monotonic()
+    out = free_folder(cfg.out)
+    on_gpu = torch.cuda.is_available()
+    print("== 1 of 4: the masks", flush=True)
+    if not check(CheckDataCfg(cfg.data, image_size=largest(on_gpu))):
+        raise ConfigError(f"{cfg.data} cannot be trained on: see above")
+    stage_1, stage_2, prompts = choose(cfg, on_gpu)
+    out.mkdir(parents=True, exist_ok=True)
+
+    from trainer import train_stage_1, train_stage_2  # after what can be refused: Lightning takes seconds to import
+
+    print(f"== 2 of 4: stage 1, for {stage_1.train.max_minutes:.1f} minutes", flush=True)
+    train_stage_1(replace(stage_1, train=replace(stage_1.train, run_dir=str(out / "stage1"))), "quickstart")
+    left = (STAGE_1 + STAGE_2) * cfg.minutes - (time.monotonic() - began) / 60
+    left = max(left, STAGE_2 * cfg.minutes / 2)  # however long the start took
+    print(f"== 3 of 4: stage 2, for {left:.1f} minutes", flush=True)
+    train_2 = replace(stage_2.train, run_dir=str(out / "stage2"), max_minutes=left)
+    train_stage_2(replace(stage_2, autoencoder=str(out / "stage1" / "last.ckpt"), train=train_2), "quickstart")
+    print("== 4 of 4: masks in 1, 4 and 32 steps", flush=True)
+    checkpoint = out / "stage2" / "last.ckpt"
+    judge_and_draw(checkpoint, prompts, out)
+    minutes, seconds = divmod(round(time.monotonic() - began), 60)
+    print(
+        f"\nDone in {minutes} min {seconds} s. Look at {out / 'masks' / 'grid.png'} (rows: prompts, blocks: steps).\n"
+        f"More: bash scripts/generate_masks.sh --checkpoint {checkpoint} --prompt TEXT --num 16 --steps 1"
+    )
+    return out
+
+
+def free_folder(name: str) -> Path:
+    """The folder to write to; nothing is made yet."""
+    if not name:
+        names = (f"quickstart-{number}" if number > 1 else "quickstart" for number in range(1, 10**6))
+        return next(path for own in names if not (path := Path("runs") / own).exists())
+    out = Path(name).expanduser()
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"out is {name!r}, which is not an empty folder: name another one")
+    return out
+
+
+def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg, Stage2Cfg, list[str]]:
+    """The configs that the rules give and all prompts, after a folder without captions got some; prints the choice."""
+    import numpy as np
+
+    from data.folder import list_images, read_folder
+    from models.text import TextEncoder
+    from scripts.caption_masks import caption
+
+    source = FolderSource(cfg.data)
+    found = read_folder(cfg.data, "--data", "", DataCfg(source, image_size=largest(on_gpu)))
+    facts = Facts(len(found.fitted), crisp_shares(np.stack([item.image for item in found.fitted])), 0, on_gpu)
+    stage_1, stage_2 = own_masks(cfg.data, facts, cfg.minutes)
+    listed = [item.listed for item in found.fitted]
+    if not any(item.captioned for item in listed):
+        caption(CaptionMasksCfg(cfg.data, stage_1.data.image_size))
+        listed, _, _ = list_images(found.root, "")
+    prompts = [item.prompt if item.captioned else source.default_prompt for item in listed]
+    count_tokens = TextEncoder(stage_2.text).count_tokens
+    facts = replace(facts, tokens=max(count_tokens(prompt) for prompt in set(prompts)))
+    stage_1, stage_2 = own_masks(cfg.data, facts, cfg.minutes)
+    crisp = ", ".join(f"{share:.0%} at {size}" for size, share in facts.crisp.items())
+    print(
+        f"chosen: {stage_1.data.image_size} pixels (masks that stay crisp: {crisp}), shrunk by "
+        f"{stage_1.autoencoder.factor}, batches of {stage_1.data.batch_size}, a network of width "
+        f"{stage_2.backbone.width}, {stage_2.text.max_tokens} tokens", flush=True,
+    )  # fmt: skip
+    return stage_1, stage_2, prompts
+
+
+def largest(on_gpu: bool) -> int:
+    """The largest image size that may be chosen, at which the folder is read."""
+    return SIZES[-1] if on_gpu else SIZES[-2]
+
+
+def crisp_shares(masks: np.ndarray) -> dict[int, float]:
+    """Smaller image size -> share of masks [N,H,W] that are crisp at it: see CRISP."""
+    from data.fit import fit_masks
+
+    size = masks.shape[1]
+    shares = {}
+    for smaller in (own for own in SIZES if own < size):
+        back = fit_masks(fit_masks(masks, smaller), size)
+        both, either = (masks & back).sum((1, 2)), (masks | back).sum((1, 2))
+        shares[smaller] = float((both >= CRISP * either).mean())
+    return shares
+
+
+def judge_and_draw(checkpoint: Path, prompts: list[str], out: Path) -> None:
+    """evaluation.json and its table, where there are enough masks, and masks of the most frequent prompts."""
+    from scripts.evaluate import main as evaluate
+    from scripts.generate_masks import main as generate
+
+    steps = ["--steps", "1", "4", "32"]
+    if len(prompts) >= FEWEST:
+        evaluate(["--checkpoint", str(checkpoint), "--num", str(JUDGED), "--classifier-steps", "500", *steps])
+    frequent = [" ".join(prompt.split()) for prompt, _ in Counter(prompts).most_common(PROMPTS)]
+    listed = out / "prompts.txt"
+    listed.write_text("".join(f"{prompt or FolderSource.default_prompt}\n" for prompt in frequent), encoding="utf-8")
+    generate([
+        "--checkpoint", str(checkpoint), "--prompts-file", str(listed), "--num", str(EACH), "--out", str(out / "masks"),
+        *steps,
+    ])  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

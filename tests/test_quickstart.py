@@ -1,0 +1,111 @@
+"""The rules that choose a training for a folder of masks, and the whole way from such a folder to pictures."""
+
+import json
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from configs.checks import ConfigError
+from configs.cli import from_dict, to_dict
+from configs.diffusion_cfg import Stage2Cfg
+from configs.presets import TRAJECTORY
+from configs.quickstart_cfg import Facts, QuickstartCfg, own_masks
+from scripts import quickstart
+from tests.data_fixtures import write_mask
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(
+    ("facts", "expected"),
+    [  # image size, factor, latent channels, batch, width, tokens
+        (Facts(450, {32: 0.95}, 9, False), (32, 4, 4, 64, 64, 16)),
+        (Facts(450, {32: 0.89}, 17, False), (64, 8, 8, 64, 64, 32)),
+        (Facts(3, {32: 1.0}, 33, False), (32, 4, 4, 16, 64, 64)),
+        (Facts(10**6, {32: 1.0}, 300, False), (32, 4, 4, 128, 64, 64)),
+        (Facts(512, {32: 1.0, 64: 1.0}, 16, True), (32, 2, 4, 128, 96, 16)),
+        (Facts(511, {32: 0.0, 64: 0.9}, 16, True), (64, 4, 4, 64, 96, 16)),
+        (Facts(10**6, {32: 0.0, 64: 0.0}, 16, True), (128, 8, 8, 512, 96, 16)),
+    ],
+)
+def test_the_rules_are_those_of_their_docstring(facts: Facts, expected: tuple[int, ...]) -> None:
+    stage_1, stage_2 = own_masks("masks", facts, 20.0)
+    size = stage_1.data.image_size
+    assert (
+        size, stage_1.autoencoder.factor, stage_1.autoencoder.latent_channels, stage_1.data.batch_size,
+        stage_2.backbone.width, stage_2.text.max_tokens,
+    ) == expected  # fmt: skip
+    side = size // stage_1.autoencoder.factor
+    assert side == (16 if facts.on_gpu else 8)
+    assert side % stage_2.backbone.factor == 0
+    assert stage_2.data == stage_1.data
+    assert (stage_1.train.max_minutes, stage_2.train.max_minutes) == (pytest.approx(4), pytest.approx(14))
+    assert stage_2.sampler == TRAJECTORY
+    assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
+
+
+def test_a_mask_is_crisp_where_shrinking_and_enlarging_keeps_it() -> None:
+    blocks = np.kron(np.eye(16, dtype=np.uint8), np.ones((4, 4), np.uint8))  # of 2x2 pixels at 32
+    lines = np.zeros((64, 64), np.uint8)
+    lines[::8] = 1  # half a pixel at 32
+    assert quickstart.crisp_shares(np.stack([blocks, blocks, blocks, lines])) == {32: 0.75}
+    assert quickstart.crisp_shares(np.zeros((1, 128, 128), np.uint8)) == {32: 1.0, 64: 1.0}
+
+
+@pytest.mark.parametrize("wrong", [{"data": " "}, {"data": "masks", "minutes": 0.0}])
+def test_what_cannot_work_is_refused(wrong: dict[str, object]) -> None:
+    with pytest.raises(ConfigError):
+        QuickstartCfg(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_folder_without_captions_becomes_a_model_that_was_asked_for_its_geometry(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for i in range(60):
+        mask = np.zeros((32, 32), np.uint8)
+        y, x = rng.integers(1, 20, 2)
+        mask[y : y + 4 + i % 7, x : x + 4 + i % 5] = 1
+        write_mask(tmp_path / f"masks/{i}.png", mask)
+    for name, few in (("PROMPTS", 2), ("EACH", 1), ("JUDGED", 8)):
+        monkeypatch.setattr(quickstart, name, few)
+    monkeypatch.chdir(tmp_path)
+    quickstart.main(["--data", "masks", "--minutes", "0.02", "--out", "made"])
+    told = capsys.readouterr().out
+    assert "chosen: 32 pixels" in told
+    assert "place right" in told
+    assert len((tmp_path / "masks/metadata.jsonl").read_text().splitlines()) == 60
+    made = tmp_path / "made"
+    assert (made / "masks/grid.png").is_file()
+    for stage in ("stage1", "stage2"):
+        assert json.loads((made / stage / "run.json").read_text())["status"] == "complete"
+    rows = [json.loads(line) for line in (made / "masks/manifest.jsonl").read_text().splitlines()]
+    assert [row["steps"] for row in rows] == [1, 1, 4, 4, 32, 32]
+    with pytest.raises(SystemExit) as end:
+        quickstart.main(["--data", "masks", "--out", "made"])
+    assert end.value.code == 2
+    assert "is not an empty folder" in capsys.readouterr().err
+
+
+def test_a_folder_that_cannot_be_trained_on_is_refused_and_nothing_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_mask(tmp_path / "masks/a.png")
+    with pytest.raises(SystemExit) as end:
+        quickstart.main(["--data", "masks"])
+    assert end.value.code == 2
+    told = capsys.readouterr()
+    assert "training would fail: the data set has 1 masks" in told.out
+    assert told.err == "quickstart: masks cannot be trained on: see above\n"
+    assert [path.name for path in tmp_path.rglob("*")] == ["masks", "a.png"]
+
+
+def test_the_shell_script_refuses_what_is_no_option_before_the_set_up() -> None:
+    command = ["bash", "scripts/quickstart.sh", "masks"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "bash scripts/quickstart.sh --data FOLDER" in done.stderr
