@@ -83,7 +83,7 @@ class DiffusionModule(L.LightningModule):
     def when(self) -> When:
         return When(self.global_step, self.global_step / self.cfg.train.max_steps)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
         loss, parts = self.sampler.loss(
             self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure
@@ -91,7 +91,7 @@ class DiffusionModule(L.LightningModule):
         self.log("loss", loss.detach(), prog_bar=True)
         if self.global_step % self.cfg.train.log_every == 0:
             self.log_dict({f"train/{name}": value for name, value in parts.items()})
-        return loss
+        return {"loss": loss} | parts
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss of the averaged network on held-out masks, with the same noise and times at every validation."""
