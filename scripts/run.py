@@ -5,7 +5,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 MENDABLE_OS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
-MENDABLE = {"CheckpointError", "DataError", "SamplerMismatch"}  # by name: their modules take seconds to import
+MENDABLE = {  # by name: their modules take seconds to import
+    "CheckpointError", "DataError", "MisconfigurationException", "SamplerMismatch",
+}  # fmt: skip
 ON_THE_WAY = {"SaveError", "NonFiniteError", "LostProcessError"}
 OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError"}
 SMALLER = "try a smaller --data.batch-size (with --train.accumulate for the same step) or --train.precision bf16-mixed"
