@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import nn
 
+from autoencoder import load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.checks import ConfigError
 from configs.run_folder import choose_run_dir, lock, release
@@ -278,3 +279,28 @@ def test_an_export_that_is_not_as_told_beside_it_is_refused(tmp_path: Path) -> N
     path.write_bytes(whole)
     with pytest.raises(CheckpointError, match=r"SHA-256 is not the one that model\.json tells"):
         read_checkpoint(path, "diffusion", "x")
+
+
+def test_a_missing_gpu_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) -> None:
+    import lightning
+
+    if torch.cuda.is_available():
+        pytest.skip("there is a GPU")
+    with pytest.raises(SystemExit) as end, refuse_kindly("train_stage_1"):
+        lightning.Trainer(accelerator="gpu", devices=1, logger=False)
+    assert end.value.code == 2
+    assert "gpu" in capsys.readouterr().err.lower()
+
+
+def test_what_a_checkpoint_tells_lightning_to_call_is_not_called(
+    tiny_autoencoder: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr(os, "system", called.append)
+    content: dict[str, Any] = {
+        "state_dict": tiny_autoencoder.state_dict(), "hyper_parameters": {"_instantiator": "os.system", "command": "x"},
+    }  # fmt: skip
+    tiny_autoencoder.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    load_autoencoder(tmp_path / "a.ckpt")
+    assert not called
