@@ -35,7 +35,7 @@ class Ended:
                 start_new_session=True,
             )  # fmt: skip
             try:
-                self.code = process.wait(200)
+                self.code = process.wait(280)
                 now = time.time()
                 self.left_over = wait_for_group(process.pid)
             finally:
