@@ -69,7 +69,7 @@ class TrainerCfg:
     resume: str = "none"
     """none, auto (the newest checkpoint of run_dir), or the path of a checkpoint."""
     timeout: float = 600.0
-    """Seconds that one process waits for the others before it gives up; the judging of a validation must fit in."""
+    """Seconds that one process waits for the others before it gives up; starting and judging must fit in."""
     skip_nonfinite: int = 0
     """Updates in a row that may be left out because a loss or gradient is no finite number (0: stop at the first)."""
     val_every: int = 250
