@@ -123,10 +123,10 @@ class AutoencoderModule(L.LightningModule):
         parts = {"reconstruction": reconstruction.detach(), "regulariser": regulariser.detach()}
         return reconstruction + regulariser, parts, logits, posterior
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         loss, parts, _, _ = self.losses(self.vae, batch["image"])
         self.log_dict({"loss": loss.detach()} | parts, prog_bar=True)
-        return loss
+        return {"loss": loss} | parts
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         x = batch["image"]

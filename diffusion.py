@@ -84,7 +84,7 @@ class DiffusionModule(L.LightningModule):
         """Progress is that of the steps, or of the time limit if that is further on."""
         return When(self.global_step, max(self.global_step / self.cfg.train.max_steps, time_used(self)))
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
         loss, parts = self.sampler.loss(
             self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure,
@@ -93,7 +93,7 @@ class DiffusionModule(L.LightningModule):
         self.log("loss", loss.detach(), prog_bar=True)
         if self.global_step % self.cfg.train.log_every == 0:
             self.log_dict({f"train/{name}": value for name, value in parts.items()})
-        return loss
+        return {"loss": loss} | parts
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss of the averaged network on held-out masks, with the same noise and times at every validation."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import time
 import warnings
 from dataclasses import replace
 from datetime import timedelta
@@ -14,7 +13,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from tqdm import tqdm
@@ -22,11 +21,12 @@ from tqdm import tqdm
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.checks import ConfigError
-from configs.cli import as_text, differences, from_dict, to_dict
+from configs.cli import as_text, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
-from configs.run_folder import choose_run_dir, describe_run, newest_complete
+from configs.run_folder import choose_run_dir, describe_run, newest_complete, release
 from configs.shipped import checkpoint_path
 from configs.trainer_cfg import TrainerCfg
+from configs.whole_file import write_text
 from data.datasets import to_tensor
 from data.masks import DataError
 from data.module import MaskDataModule
@@ -35,45 +35,13 @@ from diffusion import DiffusionModule, load_diffusion
 from metrics.callbacks import ReconstructionMonitor, SamplePreview
 from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError
 from models.export import KEY
 from models.hardware import first_device, low_precision, precision_for, set_memory_format
-from models.optim import reseed
-
-
-class StepRoutine(Callback):
-    """What surrounds each step: the random stream, gradient clipping, and the logged gradient norm and throughput."""
-
-    def __init__(self, cfg: TrainerCfg, clip_norm: float, batch_size: int) -> None:
-        self.cfg, self.clip_norm, self.batch_size = cfg, clip_norm, batch_size
-        self.since: tuple[float, int] | None = None
-
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        reseed(self.cfg.seed, trainer.global_step, trainer.global_rank, batch_idx % self.cfg.accumulate)
-
-    def on_before_optimizer_step(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"), foreach=True)
-        if trainer.global_step % self.cfg.log_every == 0:
-            full = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
-            pl_module.log("train/grad_norm", full)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        step = trainer.global_step
-        if step % self.cfg.log_every or (self.since and self.since[1] == step):
-            return
-        now = time.monotonic()
-        if self.since:
-            seen = (step - self.since[1]) * self.batch_size * self.cfg.accumulate * trainer.world_size
-            pl_module.log("train/masks_per_second", seen / (now - self.since[0]))
-        self.since = now, step
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self.since = None  # a validation is no training time
+from models.resume import UNDO, Resume, as_before, find_resume, require_fit
+from models.saving import LAST, Checkpoints, WholeCheckpoints, require_space
+from models.steps import StepRoutine
+from models.stopping import GracefulStop, together
 
 
 def quiet() -> None:
@@ -86,41 +54,19 @@ def quiet() -> None:
     for text in (
         ".*does not have many workers.*", ".*litlogger.*", ".*isinstance.treespec.*", ".*exists and is not empty.*",
         ".*in eval mode at the start of training.*", ".*smaller than the logging interval.*",
+        ".*ended before the epoch ended.*",  # our loaders go on where it ended
     ):
         warnings.filterwarnings("ignore", text)
 
 
-def resume_path(cfg: Stage1Cfg | Stage2Cfg, run_dir: Path, kind: str) -> Path | None:
-    """The checkpoint to go on from, or None; prints what differs from its config.
-
-    Raises CheckpointError for a named one that cannot be used; "auto" warns and falls back to an older one.
-    """
-    train, make = cfg.train, "a training of this stage"
-    if train.resume == "none":
-        return None
-    found = [Path(train.resume)]
-    if train.resume == "auto":
-        found = sorted(run_dir.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for path in found:
-        try:
-            old = from_dict(type(cfg), read_checkpoint(path, kind, make)[KEY]["config"])
-        except CheckpointError as reason:
-            if train.resume != "auto":
-                raise
-            warnings.warn(f"{reason}; trying an older one", stacklevel=2)
-            continue
-        print(f"resuming from {path}", *differences(old, cfg), sep="\n  ", flush=True)
-        return path
-    print(f"{run_dir} holds no checkpoint to resume from: starting anew", flush=True)
-    return None
-
-
 def strategy_for(cfg: TrainerCfg, devices: int) -> Strategy | str:
+    timeout = timedelta(seconds=cfg.timeout)
     if cfg.strategy == "fsdp":
         return ModelParallelStrategy(
-            data_parallel_size=devices * cfg.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
+            data_parallel_size=devices * cfg.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False,
+            timeout=timeout,
         )
-    return DDPStrategy() if cfg.strategy == "ddp" or devices * cfg.nodes > 1 else "auto"
+    return DDPStrategy(timeout=timeout) if cfg.strategy == "ddp" or devices * cfg.nodes > 1 else "auto"
 
 
 def build_trainer(
@@ -129,11 +75,11 @@ def build_trainer(
     """The Trainer of either stage; ``monitor`` decides best.ckpt."""
     on_gpu = cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available()
     devices = cfg.devices or (torch.cuda.device_count() if on_gpu else 1)
-    checkpoint = ModelCheckpoint(
-        dirpath=run_dir, filename="best", monitor=monitor, mode=mode, save_last=True, save_on_exception=True,
-        enable_version_counter=False,
-    )
-    routine = StepRoutine(cfg, clip_norm, batch_size)
+    checkpoints, routine = Checkpoints(run_dir, monitor, mode), StepRoutine(cfg, clip_norm, batch_size, run_dir)
+    csv, number = "csv", 1
+    while (run_dir / csv).exists():  # the logger would remove what a resumed training wrote before
+        number += 1
+        csv = f"csv-{number}"
     return L.Trainer(
         accelerator=cfg.accelerator,
         devices=devices,
@@ -150,8 +96,9 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        logger=[TensorBoardLogger(run_dir, name="", version="tensorboard"), CSVLogger(run_dir, name="", version="csv")],
-        callbacks=[checkpoint, routine, StepProgress(), LearningRateMonitor("step"), *extra],
+        logger=[TensorBoardLogger(run_dir, name="", version="tensorboard"), CSVLogger(run_dir, name="", version=csv)],
+        callbacks=[GracefulStop(run_dir), routine, StepProgress(), LearningRateMonitor("step"), *extra, checkpoints],
+        plugins=[WholeCheckpoints()],
     )
 
 
@@ -166,33 +113,50 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
         data.prepare_data()
         data.setup("fit")
     except DataError:
+        release(run_dir)
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # only if it is empty: a training that cannot start leaves nothing behind
         raise
-    (run_dir / "config.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n")
+    write_text(run_dir / "config.json", json.dumps(to_dict(cfg), indent=2) + "\n")
     describe_run(run_dir, kind, data_fingerprint(cfg.data), "unfinished")
     print(f"data: {len(data.train_set):,} masks to train on, {len(data.val_set):,} held out", flush=True)
     return run_dir, data
 
 
-def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Path | None, run_dir: Path, kind: str) -> None:
-    """Train, then write last.ckpt marked as complete; an interrupted training stays marked as unfinished."""
-    trainer.fit(module, datamodule=data, ckpt_path=resume, weights_only=True)
-    if trainer.interrupted or trainer.global_step == 0:
+def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Resume | None, run_dir: Path, kind: str) -> None:
+    """Train, then write last.ckpt marked as complete; a training that ends before stays marked as unfinished."""
+    if resume is not None:
+        require_fit(resume.path, resume.content["state_dict"], module, resume.changed)
+    if trainer.is_global_zero:
+        require_space(run_dir, module)
+    stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
+    with together(trainer, stop):
+        trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
+        finish(trainer, module, data, run_dir, kind)
+    release(run_dir)
+
+
+def finish(trainer: L.Trainer, module: Any, data: MaskDataModule, run_dir: Path, kind: str) -> None:
+    if trainer.global_step == 0:
         return
     if isinstance(module, AutoencoderModule):
         images = data.train_set.images
         with low_precision(module.cfg.train):
             module.measure_latents(to_tensor(images[start : start + 256]) for start in range(0, len(images), 256))
     module.complete = True
-    trainer.save_checkpoint(run_dir / "last.ckpt")
+    trainer.save_checkpoint(run_dir / LAST)
     if trainer.is_global_zero:
         describe_run(run_dir, kind, module.data, "complete")
-        print(f"complete: {run_dir / 'last.ckpt'}", flush=True)
+        print(f"complete: {run_dir / LAST}", flush=True)
 
 
 def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
     """Train the autoencoder; returns the run folder, which holds last.ckpt and best.ckpt."""
+    resume = find_resume(cfg, "autoencoder")
+    if resume is not None:
+        if resume.nothing_to_do(cfg.train):
+            return resume.path.parent
+        cfg = replace(cfg, train=as_before(cfg.train, resume.content))
     run_dir, data = start(cfg, f"{name}-stage1", "autoencoder")
     module = AutoencoderModule(cfg, data_fingerprint(cfg.data))
     pixels = torch.rand(cfg.data.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
@@ -200,7 +164,7 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
     extra: list[Callback] = [ReconstructionMonitor()]
     monitor, mode = ("val/iou", "max") if cfg.data.channels == 1 else ("val/loss", "min")
     trainer = build_trainer(cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, cfg.data.batch_size, extra)
-    fit(trainer, module, data, resume_path(cfg, run_dir, "autoencoder"), run_dir, "autoencoder")
+    fit(trainer, module, data, resume, run_dir, "autoencoder")
     return run_dir
 
 
@@ -228,6 +192,19 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
                           f"not {cfg.autoencoder!r}")  # fmt: skip
     source = load_diffusion(checkpoint_path(cfg.init))
     return replace(cfg, backbone=source.cfg.backbone, text=source.cfg.text), source
+
+
+def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderModule]:
+    """``cfg`` as far as its first start had decided it, and the autoencoder of the checkpoint, not one made since."""
+    about, state = resume.content[KEY], resume.content["state_dict"]
+    if cfg.init:
+        old = from_dict(Stage2Cfg, about["config"])
+        cfg = replace(cfg, backbone=old.backbone, text=old.text)
+    autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
+    own = "autoencoder."
+    autoencoder.load_state_dict({name.removeprefix(own): x for name, x in state.items() if name.startswith(own)})
+    fitting(resume.path, autoencoder, cfg, UNDO)
+    return replace(cfg, train=as_before(cfg.train, resume.content)), autoencoder.eval().requires_grad_(False)
 
 
 def checked_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> AutoencoderModule:
@@ -278,8 +255,15 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule) -> None:
 
 def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     """Train the diffusion network on a finished stage 1; returns the run folder."""
-    cfg, source = take_over(cfg)
-    autoencoder = checked_autoencoder(cfg, source)
+    resume = find_resume(cfg, "diffusion")
+    source = None
+    if resume is None:
+        cfg, source = take_over(cfg)
+        autoencoder = checked_autoencoder(cfg, source)
+    elif resume.nothing_to_do(cfg.train):
+        return resume.path.parent
+    else:
+        cfg, autoencoder = continued(cfg, resume)
     run_dir, data = start(cfg, f"{name}-stage2", "diffusion")
     module = DiffusionModule(cfg, autoencoder, data_fingerprint(cfg.data))
     if source is not None:
@@ -295,5 +279,5 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
         extra.append(QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir))
         monitor = "val/frechet_1"
     trainer = build_trainer(cfg.train, run_dir, monitor, "min", cfg.optim.clip_norm, cfg.data.batch_size, extra)
-    fit(trainer, module, data, resume_path(cfg, run_dir, "diffusion"), run_dir, "diffusion")
+    fit(trainer, module, data, resume, run_dir, "diffusion")
     return run_dir

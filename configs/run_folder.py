@@ -3,18 +3,28 @@
 import contextlib
 import json
 import os
+import platform
 from datetime import datetime
 from pathlib import Path
+from typing import IO
 
 from configs.checks import ConfigError
 from configs.trainer_cfg import TrainerCfg
+from configs.whole_file import sweep, write_text
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+LOCK = ".lock"
+_held: dict[Path, IO[str]] = {}  # run folders of this process
 
 
 def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
     """The run folder: chosen once, by the first process, and handed to those it starts through the environment."""
-    chooser, _, chosen = os.environ.get("MASK_RUN_DIR", "").partition(":")
-    if chosen and chooser != str(os.getpid()):  # a second training of one process chooses anew
-        return Path(chosen)
+    if is_child():
+        return Path(os.environ["MASK_RUN_DIR"].partition(":")[2])
     if cfg.run_dir:
         folder = Path(cfg.run_dir)
         if cfg.resume == "none" and (folder / "last.ckpt").exists():
@@ -43,14 +53,61 @@ def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
         raise ConfigError(
             f"the run folder {folder} cannot be written ({reason}): name another with --train.run-dir"
         ) from None
+    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "SLURM_PROCID")):
+        lock(folder)  # by the first of all processes
+        sweep(folder)
     os.environ["MASK_RUN_DIR"] = f"{os.getpid()}:{folder}"
     return folder
+
+
+def is_child() -> bool:
+    """Whether another process of this training started this one (a second training of one process does not count)."""
+    chooser, _, chosen = os.environ.get("MASK_RUN_DIR", "").partition(":")
+    return bool(chosen) and chooser != str(os.getpid())
+
+
+def lock(folder: Path) -> None:
+    """Keep other trainings out of ``folder`` until :func:`release`, or until this process ends, however it ends.
+
+    The operating system holds the lock, so that none stays behind. Where it has no locks of files, there is none.
+    Raises ConfigError if another process trains there.
+    """
+    if fcntl is None or folder.resolve() in _held:
+        return
+    file = open(folder / LOCK, "a+")  # noqa: SIM115  # it stays open for as long as the lock is to hold
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # unlike flock's, not shared with loader processes
+        if not os.path.samestat(os.fstat(file.fileno()), os.stat(folder / LOCK)):
+            raise BlockingIOError  # released and taken again in between
+    except (BlockingIOError, PermissionError, FileNotFoundError):
+        file.seek(0)
+        who = file.read().strip()
+        file.close()
+        raise ConfigError(
+            f"another training is at work in {folder} ({who or 'of an unknown process'}): wait for it, stop it, "
+            "or name another folder with --train.run-dir"
+        ) from None
+    except OSError:  # a file system without locks
+        file.close()
+        return
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()}\n")
+    file.flush()
+    _held[folder.resolve()] = file
+
+
+def release(folder: Path) -> None:
+    """Let others train in ``folder``."""
+    file = _held.pop(folder.resolve(), None)
+    if file is not None:
+        (folder / LOCK).unlink(missing_ok=True)
+        file.close()
 
 
 def describe_run(run_dir: Path, kind: str, data: str, status: str) -> None:
     """run.json: what a later stage looks for."""
     about = {"kind": kind, "data": data, "status": status, "checkpoint": "last.ckpt"}
-    (run_dir / "run.json").write_text(json.dumps(about, indent=2) + "\n")
+    write_text(run_dir / "run.json", json.dumps(about, indent=2) + "\n")
 
 
 def newest_complete(runs: str, kind: str, data: str) -> Path | None:

@@ -68,6 +68,10 @@ class TrainerCfg:
     """This training's folder; empty: a new one under runs/, named after the preset."""
     resume: str = "none"
     """none, auto (the newest checkpoint of run_dir), or the path of a checkpoint."""
+    timeout: float = 600.0
+    """Seconds that one process waits for the others before it gives up; starting and judging must fit in."""
+    skip_nonfinite: int = 0
+    """Updates in a row that may be left out because a loss or gradient is no finite number (0: stop at the first)."""
     val_every: int = 250
     """Steps between two validations."""
     log_every: int = 25
@@ -83,6 +87,8 @@ class TrainerCfg:
         for name in ("accumulate", "nodes", "val_every", "log_every"):
             positive(f"train.{name}", getattr(self, name))
         non_negative("train.devices", self.devices)
+        positive("train.timeout", self.timeout)
+        non_negative("train.skip_nonfinite", self.skip_nonfinite)
         require(self.quality == 0 or self.quality >= 8, "train.quality", self.quality, "0 (none) or at least 8")
         one_of("train.strategy", self.strategy, STRATEGIES)
         one_of("train.precision", self.precision, PRECISIONS)

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from tqdm import tqdm
 
+from configs.whole_file import write_whole
+
 FORMAT = 1
 FEATURES = 64
 
@@ -106,7 +108,8 @@ def accuracy(net: MaskClassifier, logits: Tensor, prompts: list[str]) -> float:
 def save_classifier(net: MaskClassifier, path: Path, image_size: int) -> None:
     """Weights, labels and the size of the masks it was trained on, readable with ``weights_only=True``."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"format": FORMAT, "labels": net.labels, "image_size": image_size, "state": net.state_dict()}, path)
+    content = {"format": FORMAT, "labels": net.labels, "image_size": image_size, "state": net.state_dict()}
+    write_whole(path, lambda file: torch.save(content, file))
 
 
 def load_classifier(path: Path) -> tuple[MaskClassifier, int]:

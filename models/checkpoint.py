@@ -1,6 +1,7 @@
 """Reading checkpoints: tensors and plain values only, and one kind of error."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -39,8 +40,10 @@ def read_checkpoint(path: str | Path, kind: str, make: str) -> dict[str, Any]:
         raise CheckpointError(path, "there is no such checkpoint", hint)
     if path.is_dir():
         raise CheckpointError(path, "is a folder, not a checkpoint file", f"name the .ckpt file inside it, or {hint}")
+    exported = path.suffix == SUFFIX
     try:
-        exported = path.suffix == SUFFIX
+        if exported and not is_as_told(path):
+            raise ValueError(f"its SHA-256 is not the one that {path.with_suffix('.json').name} tells")
         content = read_export(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as reason:  # torch raises six unrelated types for damaged files
         first = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
@@ -55,6 +58,15 @@ def read_checkpoint(path: str | Path, kind: str, make: str) -> dict[str, Any]:
             path, f"has format version {about.get('version')}, but this program reads {FORMAT_VERSION}", hint
         )
     return content
+
+
+def is_as_told(path: Path) -> bool:
+    """False where the JSON file beside an export tells another SHA-256 than the export has."""
+    try:
+        told = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return True  # no such file, or one of something else
+    return bool(told == file_hash(path))
 
 
 def file_hash(path: str | Path) -> str:

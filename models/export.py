@@ -1,15 +1,16 @@
 """One file of averaged weights and their config: safetensors, which hold no code and which other programs can read."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
+
+from configs.whole_file import write_whole
 
 SUFFIX = ".safetensors"
 KEY = "mask_model"  # the header's entry with kind, version and config, in JSON
@@ -18,10 +19,8 @@ KEY = "mask_model"  # the header's entry with kind, version and config, in JSON
 def write_export(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
     """Write ``tensors`` and ``about`` (plain values) to ``path``, which is replaced only once all is on disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
-    save_file({name: value.contiguous() for name, value in tensors.items()}, part, {KEY: json.dumps(about)})
-    part.chmod(0o644)  # safetensors writes files that only their owner can read
-    os.replace(part, path)
+    content = save({name: value.contiguous() for name, value in tensors.items()}, {KEY: json.dumps(about)})
+    write_whole(path, lambda file: file.write(content))
 
 
 def read_export(path: Path) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from typing import Any
 
 from configs.cli import as_text, parse
 from configs.export_cfg import ExportCfg
+from configs.whole_file import write_text
 from scripts.run import refuse_kindly
 
 
@@ -49,7 +50,7 @@ def export(cfg: ExportCfg) -> Path:
         "sha256": file_hash(out), "training_steps": content.get("global_step"), **told,
         "tensors": {name: list(value.shape) for name, value in tensors.items()},
     }
-    out.with_suffix(".json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+    write_text(out.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
     return out
 
 

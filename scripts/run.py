@@ -1,27 +1,38 @@
-"""What the commands share: a user's mistake ends in one sentence and exit code 2, not in a traceback."""
+"""What the commands share: what goes wrong ends in one sentence, not in a traceback."""
 
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 MENDABLE_OS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+MENDABLE = {  # by name: their modules take seconds to import
+    "CheckpointError", "DataError", "MisconfigurationException", "SamplerMismatch",
+}  # fmt: skip
+ON_THE_WAY = {"SaveError", "NonFiniteError", "LostProcessError"}
+OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError"}
+SMALLER = "try a smaller --data.batch-size (with --train.accumulate for the same step) or --train.precision bf16-mixed"
 
 
 @contextmanager
 def refuse_kindly(command: str) -> Iterator[None]:
-    """Turn the errors that a user can mend into one sentence on stderr and exit code 2."""
+    """One sentence on stderr: with exit code 2 for what the user can mend, with 1 for what happened on the way."""
     from configs.checks import ConfigError
 
     try:
         yield
+    except KeyboardInterrupt:
+        print(f"{command}: interrupted", file=sys.stderr)
+        raise SystemExit(130) from None
     except (ConfigError, ModuleNotFoundError, *MENDABLE_OS) as error:
-        reason: Exception = error
+        said, code = str(error), 2
     except Exception as error:
-        mendable = {"CheckpointError", "DataError", "SamplerMismatch"}
-        if not any(cls.__name__ in mendable for cls in type(error).__mro__):
+        names = {cls.__name__ for cls in type(error).__mro__}
+        said, code = str(error), 1 if names & ON_THE_WAY else 2
+        if names & OUT_OF_MEMORY:
+            said, code = f"memory ran out ({str(error).split('.')[0][:100]}): {SMALLER}", 1
+        elif not names & (ON_THE_WAY | MENDABLE):
             raise
-        reason = error
     else:
         return
-    print(f"{command}: {reason}", file=sys.stderr)
-    raise SystemExit(2)
+    print(f"{command}: {said}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,0 +1,72 @@
+"""Files that are whole or not there: whatever stops a program, no file of a final name is half written."""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import IO
+
+PREFIX, SUFFIX = ".", ".part"
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let ``write`` fill a file beside ``path``; it takes the name ``path`` once it is on the disk.
+
+    Whatever ``write`` raises leaves no file behind, and what was at ``path`` as it was.
+    """
+    number, name = tempfile.mkstemp(prefix=f"{PREFIX}{path.name}.", suffix=SUFFIX, dir=path.parent)
+    try:
+        with os.fdopen(number, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(name)
+        raise
+    _sync_folder(path.parent)
+
+
+def write_text(path: Path, text: str) -> None:
+    """``write_whole`` of UTF-8 text."""
+    write_whole(path, lambda file: file.write(text.encode()))
+
+
+def same_file(source: Path, path: Path) -> None:
+    """Make ``path`` a second name of ``source``'s content, without writing it again where the file system can."""
+    link = path.with_name(f"{PREFIX}{path.name}.link{SUFFIX}")
+    link.unlink(missing_ok=True)
+    try:
+        os.link(source, link)
+    except OSError:  # such as FAT
+        write_whole(path, lambda file: file.write(source.read_bytes()))
+        return
+    os.replace(link, path)
+    link.unlink(missing_ok=True)  # two names of one file are left as they are by replace
+    _sync_folder(path.parent)
+
+
+def sweep(folder: Path) -> None:
+    """Remove what a killed program left half written in ``folder``; nobody else may be writing there."""
+    for part in folder.glob(f"{PREFIX}*{SUFFIX}"):
+        with contextlib.suppress(OSError):
+            part.unlink()
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    """The new name survives a loss of power. Not every system can do this for a folder."""
+    with contextlib.suppress(OSError):
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)

@@ -1,0 +1,133 @@
+"""What surrounds each training step: the random stream, gradient clipping, throughput, and numbers that are none."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, distributed
+
+from configs.trainer_cfg import TrainerCfg
+from models.optim import reseed
+from models.saving import kept
+
+HALVINGS = 24  # updates in a row that fp16 may leave out while its loss scale falls
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was no finite number, more often in a row than the config allows."""
+
+    in_all_processes = True
+
+
+class StepRoutine(Callback):
+    """The random stream, gradient clipping, the logged gradient norm and throughput, and the watch on the numbers.
+
+    An update whose gradient is not finite is left out by the optimiser's own kernel: weights and moments stay as they
+    were, in all processes, since they share the gradient. The processor only reads afterwards what happened: at every
+    step where that is free, else with the logged points and before each validation.
+    """
+
+    def __init__(self, cfg: TrainerCfg, clip_norm: float, batch_size: int, folder: Path) -> None:
+        self.cfg, self.clip_norm, self.batch_size, self.folder = cfg, clip_norm, batch_size, folder
+        self.since: tuple[float, int] | None = None
+        self.norm: Tensor | None = None
+        self.unread: list[tuple[int, Tensor | None, Tensor, dict[str, Tensor], Any]] = []
+        self.in_a_row = 0
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        reseed(self.cfg.seed, trainer.global_step, trainer.global_rank, batch_idx % self.cfg.accumulate)
+        self.norm = None
+
+    def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
+        """A loss that is not finite gets no finite gradient, by which all processes hear of it."""
+        plain = loss.detach()
+        loss.register_hook(lambda grad: torch.where(plain.isfinite(), grad, math.nan))
+
+    def on_before_optimizer_step(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        scaler = getattr(trainer.precision_plugin, "scaler", None)  # of fp16: it leaves out updates by itself
+        if scaler is not None:
+            scaler.unscale_(optimizer)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        norm = torch.nn.utils.clip_grad_norm_(parameters, self.clip_norm or float("inf"), foreach=True)
+        self.norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+        if scaler is None:
+            bad = ~self.norm.isfinite()
+            # Fused kernels look at it. On a CPU, where the question costs nothing, they need not look at each step.
+            optimizer.found_inf = None if bad.device.type == "cpu" and not bad else bad.float()  # type: ignore[attr-defined]
+        if trainer.global_step % self.cfg.log_every == 0:
+            pl_module.log("train/grad_norm", self.norm)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        step = trainer.global_step
+        parts = {name: value for name, value in outputs.items() if name != "loss"}
+        self.unread.append((step, self.norm, outputs["loss"].detach(), parts, batch["index"]))
+        logged = step % self.cfg.log_every == 0
+        if logged or pl_module.device.type == "cpu":
+            self.read(trainer)
+        if not logged or (self.since and self.since[1] == step):
+            return
+        now = time.monotonic()
+        if self.since:
+            seen = (step - self.since[1]) * self.batch_size * self.cfg.accumulate * trainer.world_size
+            pl_module.log("train/masks_per_second", seen / (now - self.since[0]))
+        self.since = now, step
+
+    def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.read(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self.since = None  # a validation is no training time
+
+    def read(self, trainer: L.Trainer) -> None:
+        """Count the updates that were left out. Raises NonFiniteError in all processes alike."""
+        stepped = [i for i, entry in enumerate(self.unread) if entry[1] is not None]
+        if not stepped:
+            return
+        norms = torch.stack([self.unread[i][1] for i in stepped]).tolist()  # type: ignore[misc]
+        allowed = max(self.cfg.skip_nonfinite, HALVINGS * (trainer.precision == "16-mixed"))
+        first = 0
+        for i, norm in zip(stepped, norms, strict=True):
+            self.in_a_row = 0 if math.isfinite(norm) else self.in_a_row + 1
+            if self.in_a_row > allowed:
+                self.refuse(trainer, self.unread[first : i + 1])
+            first = i + 1
+        del self.unread[:first]
+
+    def refuse(self, trainer: L.Trainer, batches: list[Any]) -> None:
+        """Raise for the batches of one update, with what each process knows of its own."""
+        own = [self.told(trainer, *entry[2:]) for entry in batches]
+        found: list[Any] = [own]
+        if trainer.world_size > 1:
+            found = [None] * trainer.world_size
+            distributed.all_gather_object(found, own)
+        told = [
+            f"process {rank}: {text}" if trainer.world_size > 1 else text
+            for rank, texts in enumerate(found) for text in texts if text
+        ]  # fmt: skip
+        raise NonFiniteError(
+            f"training stops at step {batches[-1][0]}, whose update was left out: "
+            f"{'; '.join(told) or 'the loss is finite but its gradient is not'}; "
+            f"{self.in_a_row} such step(s) in a row, train.skip_nonfinite allows {self.cfg.skip_nonfinite}; "
+            f"a lower --optim.lr, --train.precision fp32 or other data may help; {kept(self.folder)}"
+        )
+
+    def told(self, trainer: L.Trainer, loss: Tensor, parts: dict[str, Tensor], index: Tensor) -> str:
+        """What was not finite in one batch, and the batch's masks; "" if its loss was finite."""
+        if math.isfinite(float(loss)):
+            return ""
+        wrong = [f"{name} {float(value):g}" for name, value in parts.items() if not math.isfinite(float(value))]
+        names = [trainer.datamodule.train_set.names[i] for i in index.tolist()]  # type: ignore[attr-defined]
+        shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
+        return f"loss {float(loss):g} (of its parts: {', '.join(wrong) or 'none'}) of the masks {shown}"

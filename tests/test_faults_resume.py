@@ -1,0 +1,162 @@
+"""A training that was stopped and resumed is the one that was not, bit by bit."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_1, TINY_2
+
+from autoencoder import AutoencoderModule
+from configs.autoencoder_cfg import Stage1Cfg
+from configs.data_cfg import AugmentCfg
+from models.checkpoint import CheckpointError
+from models.steps import StepRoutine
+from samplers import SAMPLERS
+from trainer import train_stage_1, train_stage_2
+
+pytestmark = pytest.mark.slow
+STEPS = 5  # of three batches an epoch
+
+
+def train(cfg: Any, folder: Path, **changes: Any) -> Path:
+    cfg = replace(cfg, train=replace(cfg.train, run_dir=str(folder), **changes))
+    (train_stage_1 if isinstance(cfg, Stage1Cfg) else train_stage_2)(cfg, "x")
+    return folder / "last.ckpt"
+
+
+def small(cfg: Any, **changes: Any) -> Any:
+    few = {"image_size": 16, "batch_size": 4, "limit": 12, "val_fraction": 0.001, "augment": AugmentCfg(hflip=0.5)}
+    data = replace(cfg.data, **few | changes)
+    return replace(cfg, data=data, train=replace(cfg.train, max_steps=STEPS, val_every=2))
+
+
+def content(path: Path) -> dict[str, Any]:
+    return torch.load(path, weights_only=True)
+
+
+def same(a: Any, b: Any, where: str = "") -> None:
+    """Every tensor and number of two nested structures is equal."""
+    if isinstance(a, dict):
+        assert a.keys() == b.keys(), where
+        for key in a:
+            same(a[key], b[key], f"{where}.{key}")
+    elif isinstance(a, (list, tuple)):
+        assert len(a) == len(b), where
+        for i, (x, y) in enumerate(zip(a, b, strict=True)):
+            same(x, y, f"{where}[{i}]")
+    elif isinstance(a, torch.Tensor):
+        assert torch.equal(a, b), where
+    else:
+        assert a == b, where
+
+
+def same_training(a: Path, b: Path) -> None:
+    one, other = content(a), content(b)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers", "global_step"):
+        same(one[part], other[part], part)
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> Callable[[int, int], None]:
+    """``sent(number, step)``: this process is sent a signal in the middle of that step."""
+    usual = StepRoutine.on_before_optimizer_step
+
+    def at(number: int, step: int) -> None:
+        def hook(self: StepRoutine, trainer: Any, *rest: Any) -> None:
+            usual(self, trainer, *rest)
+            if trainer.global_step == step - 1:
+                os.kill(os.getpid(), number)
+
+        monkeypatch.setattr(StepRoutine, "on_before_optimizer_step", hook)
+
+    monkeypatch.delenv("MASK_RUN_DIR", raising=False)
+    return at
+
+
+@pytest.fixture(scope="module")
+def stage_1(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train(small(TINY_1), tmp_path_factory.mktemp("runs") / "stage1")
+
+
+CASES = [(1, 0), (2, 0), (1, 2), (2, 2)]
+
+
+@pytest.mark.parametrize(("stage", "workers"), CASES)
+def test_stopped_by_a_signal_and_resumed_is_unbroken(
+    stage: int, workers: int, stage_1: Path, sent: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    """In the middle of an epoch, where a validation is due, and at the end of an epoch."""
+    cfg = small(TINY_1, workers=workers)
+    if stage == 2:
+        cfg = replace(small(TINY_2, workers=workers, cache_latents=workers == 0), autoencoder=str(stage_1))
+    whole = train(cfg, tmp_path / "whole")
+    for number, step in ((signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 3)):
+        sent(number, step)
+        with pytest.raises(SystemExit) as end:
+            train(cfg, tmp_path / "parts", resume="auto")
+        assert end.value.code == 128 + number
+        assert content(tmp_path / "parts" / "last.ckpt")["global_step"] == step
+    same_training(whole, train(cfg, tmp_path / "parts", resume="auto"))
+
+
+def test_a_validation_that_a_signal_broke_off_is_done_anew(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """best.ckpt is that of the unbroken training too."""
+    usual, seen = AutoencoderModule.validation_step, []
+
+    def interrupted(self: Any, batch: Any, batch_idx: int) -> Any:
+        seen.append(batch_idx)
+        if seen == [0, 1]:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return usual(self, batch, batch_idx)
+
+    monkeypatch.delenv("MASK_RUN_DIR", raising=False)
+    cfg = small(TINY_1)
+    whole = train(cfg, tmp_path / "whole")
+    monkeypatch.setattr(AutoencoderModule, "validation_step", interrupted)
+    with pytest.raises(SystemExit) as end:
+        train(cfg, tmp_path / "parts")
+    assert end.value.code == 143
+    assert json.loads((tmp_path / "parts" / "run.json").read_text())["status"] == "unfinished"
+    parts = train(cfg, tmp_path / "parts", resume="auto")
+    assert seen[:4] == [0, 1, 0, 1]
+    same_training(whole, parts)
+    same_training(whole.with_name("best.ckpt"), parts.with_name("best.ckpt"))
+
+
+def test_a_changed_learning_rate_takes_effect_and_another_batch_size_goes_on(
+    sent: Callable[[int, int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = small(TINY_1)
+    sent(signal.SIGTERM, 2)
+    with pytest.raises(SystemExit):
+        train(cfg, tmp_path)
+    changed = replace(cfg, optim=replace(cfg.optim, lr=1e-4, final_lr=1.0), data=replace(cfg.data, batch_size=2))
+    last = content(train(changed, tmp_path, resume="auto"))
+    assert "optim.lr: 0.001 -> 0.0001" in (said := capsys.readouterr().out)
+    assert "not bit by bit: batch_size 4 -> 2" in said
+    assert {group["lr"] for group in last["optimizer_states"][0]["param_groups"]} == {1e-4}
+    progress = last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    assert progress["processed"] == 4 + 3  # two batches of four masks, and three steps of two
+    with pytest.raises(CheckpointError, match=r"holds another network.*autoencoder\.width: 8 -> 16"):
+        train(replace(cfg, autoencoder=replace(cfg.autoencoder, width=16)), tmp_path, resume="auto", max_steps=9)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("sampler", sorted(SAMPLERS, key=lambda cls: cls.__name__))
+def test_every_objective_resumes_bit_by_bit(
+    sampler: Any, stage_1: Path, sent: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    cfg = replace(small(TINY_2), autoencoder=str(stage_1), sampler=sampler())
+    whole = train(cfg, tmp_path / "whole")
+    sent(signal.SIGTERM, 3)
+    with pytest.raises(SystemExit):
+        train(cfg, tmp_path / "parts")
+    same_training(whole, train(cfg, tmp_path / "parts", resume="auto"))
