@@ -37,7 +37,7 @@ from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.export import KEY
-from models.hardware import first_device, precision_for, set_memory_format
+from models.hardware import first_device, precision_for, processes, set_memory_format
 from models.optim import reseed
 
 
@@ -115,20 +115,18 @@ def resume_path(cfg: Stage1Cfg | Stage2Cfg, run_dir: Path, kind: str) -> Path | 
     return None
 
 
-def strategy_for(cfg: TrainerCfg, devices: int) -> Strategy | str:
-    if cfg.strategy == "fsdp":
-        return ModelParallelStrategy(
-            data_parallel_size=devices * cfg.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False
-        )
-    return DDPStrategy() if cfg.strategy == "ddp" or devices * cfg.nodes > 1 else "auto"
+def strategy_for(cfg: TrainerCfg, devices: int, nodes: int) -> Strategy | str:
+    shares = {"fsdp": (devices * nodes, 1), "hybrid": (nodes, devices)}  # models/sharding.py says what they mean
+    if cfg.strategy in shares:
+        return ModelParallelStrategy(*shares[cfg.strategy], save_distributed_checkpoint=False)
+    return DDPStrategy() if cfg.strategy == "ddp" or devices * nodes > 1 else "auto"
 
 
 def build_trainer(
     cfg: TrainerCfg, run_dir: Path, monitor: str, mode: str, clip_norm: float, batch_size: int, extra: list[Callback]
 ) -> L.Trainer:
     """The Trainer of either stage; ``monitor`` decides best.ckpt."""
-    on_gpu = cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    devices = cfg.devices or (torch.cuda.device_count() if on_gpu else 1)
+    devices, nodes = processes(cfg)
     checkpoint = ModelCheckpoint(
         dirpath=run_dir, filename="best", monitor=monitor, mode=mode, save_last=True, save_on_exception=True,
         enable_version_counter=False,
@@ -137,8 +135,8 @@ def build_trainer(
     return L.Trainer(
         accelerator=cfg.accelerator,
         devices=devices,
-        num_nodes=cfg.nodes,
-        strategy=strategy_for(cfg, devices),
+        num_nodes=nodes,
+        strategy=strategy_for(cfg, devices, nodes),
         precision=precision_for(cfg),  # type: ignore[arg-type]  # one of Lightning's literals
         max_epochs=-1,
         max_steps=cfg.max_steps,
