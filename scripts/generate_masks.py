@@ -98,11 +98,10 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
     ranks.first(begin)
     share = ranks.share(len(plan))
     waiting: deque[Future[None]] = deque()
+    quiet: dict[str, Any] = {"disable": True} if ranks.rank else {}  # else as TQDM_DISABLE says
     with (
         ThreadPoolExecutor(WRITERS) as writers,
-        tqdm(
-            total=len(share) * len(ways), desc="generating", unit=" masks", mininterval=0.5, disable=ranks.rank > 0
-        ) as bar,
+        tqdm(total=len(share) * len(ways), desc="generating", unit=" masks", mininterval=0.5, **quiet) as bar,
     ):
         for start in range(share.start, share.stop, cfg.batch_size):
             batch = range(start, min(start + cfg.batch_size, share.stop))
