@@ -61,7 +61,7 @@ class AutoencoderModule(L.LightningModule):
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one
             for vae in (self.vae, self.average):
-                shard_parts([vae.encoder, vae.decoder], self.device_mesh["data_parallel"])
+                shard_parts([vae.encoder, vae.decoder], self.device_mesh)
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:

@@ -62,7 +62,7 @@ class DiffusionModule(L.LightningModule):
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one
-            shard_parts([self.net, self.average, self.teacher], self.device_mesh["data_parallel"])
+            shard_parts([self.net, self.average, self.teacher], self.device_mesh)
 
     def train(self, mode: bool = True) -> DiffusionModule:
         """Only the trained network leaves eval mode."""

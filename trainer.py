@@ -37,7 +37,7 @@ from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
 from models.checkpoint import CheckpointError
 from models.export import KEY
-from models.hardware import first_device, low_precision, precision_for, set_memory_format
+from models.hardware import first_device, low_precision, precision_for, processes, set_memory_format
 from models.resume import UNDO, Resume, as_before, find_resume, require_fit
 from models.saving import LAST, Checkpoints, WholeCheckpoints, require_space
 from models.steps import StepRoutine
@@ -59,22 +59,19 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", text)
 
 
-def strategy_for(cfg: TrainerCfg, devices: int) -> Strategy | str:
+def strategy_for(cfg: TrainerCfg, devices: int, nodes: int) -> Strategy | str:
+    shares = {"fsdp": (devices * nodes, 1), "hybrid": (nodes, devices)}  # models/sharding.py says what they mean
     timeout = timedelta(seconds=cfg.timeout)
-    if cfg.strategy == "fsdp":
-        return ModelParallelStrategy(
-            data_parallel_size=devices * cfg.nodes, tensor_parallel_size=1, save_distributed_checkpoint=False,
-            timeout=timeout,
-        )
-    return DDPStrategy(timeout=timeout) if cfg.strategy == "ddp" or devices * cfg.nodes > 1 else "auto"
+    if cfg.strategy in shares:
+        return ModelParallelStrategy(*shares[cfg.strategy], save_distributed_checkpoint=False, timeout=timeout)
+    return DDPStrategy(timeout=timeout) if cfg.strategy == "ddp" or devices * nodes > 1 else "auto"
 
 
 def build_trainer(
     cfg: TrainerCfg, run_dir: Path, monitor: str, mode: str, clip_norm: float, batch_size: int, extra: list[Callback]
 ) -> L.Trainer:
     """The Trainer of either stage; ``monitor`` decides best.ckpt."""
-    on_gpu = cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available()
-    devices = cfg.devices or (torch.cuda.device_count() if on_gpu else 1)
+    devices, nodes = processes(cfg)
     checkpoints, routine = Checkpoints(run_dir, monitor, mode), StepRoutine(cfg, clip_norm, batch_size, run_dir)
     csv, number = "csv", 1
     while (run_dir / csv).exists():  # the logger would remove what a resumed training wrote before
@@ -83,8 +80,8 @@ def build_trainer(
     return L.Trainer(
         accelerator=cfg.accelerator,
         devices=devices,
-        num_nodes=cfg.nodes,
-        strategy=strategy_for(cfg, devices),
+        num_nodes=nodes,
+        strategy=strategy_for(cfg, devices, nodes),
         precision=precision_for(cfg),  # type: ignore[arg-type]  # one of Lightning's literals
         max_epochs=-1,
         max_steps=cfg.max_steps,

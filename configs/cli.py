@@ -20,22 +20,28 @@ CHOICE = re.compile(r"[a-z_.]+:[a-z0-9-]+")  # such as sampler:ddim
 
 
 @overload
-def parse(default: type[Cfg], argv: Sequence[str], prog: str, description: str = "") -> Cfg: ...
+def parse(
+    default: type[Cfg], argv: Sequence[str], prog: str, description: str = "", *, flags: bool = False
+) -> Cfg: ...
 
 
 @overload
-def parse(default: Cfg, argv: Sequence[str], prog: str, description: str = "") -> Cfg: ...
+def parse(default: Cfg, argv: Sequence[str], prog: str, description: str = "", *, flags: bool = False) -> Cfg: ...
 
 
-def parse(default: Any, argv: Sequence[str], prog: str, description: str = "") -> Any:
+def parse(default: Any, argv: Sequence[str], prog: str, description: str = "", *, flags: bool = False) -> Any:
     """The config that ``argv`` asks for, starting from a default instance (or from a class with defaults).
+
+    With ``flags``, a switch is "--quick" instead of "--quick True".
 
     Prints one sentence and exits with 2 for unknown names (with the near ones) and for values that cannot work.
     """
     cls: Any = default if isinstance(default, type) else type(default)
     start: dict[str, Any] = {} if isinstance(default, type) else {"default": default}
     cli: Any = tyro.cli  # its overloads cannot tell a class from an instance
-    markers: list[Any] = [tyro.conf.CascadeSubcommandArgs, tyro.conf.FlagConversionOff]
+    markers: list[Any] = [tyro.conf.CascadeSubcommandArgs]
+    if not flags:
+        markers.append(tyro.conf.FlagConversionOff)
     if not any(CHOICE.fullmatch(arg) for arg in argv):
         markers.append(tyro.conf.AvoidSubcommands)  # --help then lists the fields of the chosen kinds too
     try:

@@ -35,6 +35,8 @@ class GenerateCfg(SamplingCfg):
     """Folder to write to; empty: a new one, masks-1, masks-2 ..., beside the checkpoint (runs for icons, animals)."""
     overwrite: bool = False
     """Write into a folder that is not empty; the files of its earlier manifest are removed first."""
+    resume: bool = False
+    """Go on with a generation of the same settings that was stopped: files of OUT that are there are kept."""
     one_bit: bool = False
     """1-bit PNG files instead of 8-bit files with 0 and 255."""
     size: int = 64
@@ -53,6 +55,8 @@ class GenerateCfg(SamplingCfg):
             positive(name, getattr(self, name))
         require(self.size <= 1024, "size", self.size, "at most 1024 pixels")
         check_steps(self.steps)
+        if self.resume and (self.overwrite or not self.out):
+            raise ConfigError("resume goes on in the folder that --out names, and leaves overwrite off")
         if self.times and self.steps:
             raise ConfigError("give either steps or times: the list of times already says how many steps there are")
         _ = self.time_list  # raises for a list that cannot be read

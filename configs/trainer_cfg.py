@@ -6,7 +6,7 @@ from typing import Literal
 from configs.checks import fraction, non_negative, one_of, positive, require
 
 PRECISIONS = ("auto", "fp32", "bf16-mixed", "fp16-mixed")
-STRATEGIES = ("auto", "ddp", "fsdp")
+STRATEGIES = ("auto", "ddp", "fsdp", "hybrid")
 
 
 @dataclass(frozen=True)
@@ -51,11 +51,12 @@ class TrainerCfg:
     accelerator: Literal["auto", "cpu", "gpu", "mps"] = "auto"
     """What to run on; auto takes a GPU where there is one."""
     devices: int = 0
-    """Processes on this machine (0: one on a CPU, all GPUs otherwise)."""
+    """Processes on this machine (0: one on a CPU, all GPUs otherwise); under torchrun, those that it has started."""
     nodes: int = 1
-    """Machines."""
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    """ddp: a copy of the network in each process; fsdp: weights shared out (ModelParallelStrategy + fully_shard)."""
+    """Machines; under torchrun, those that it has started."""
+    strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
+    """ddp: a copy of the network in each process; fsdp: weights shared out over all processes (ModelParallelStrategy
+    + fully_shard); hybrid: shared out inside each machine, a copy per machine."""
     precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed"] = "auto"
     """auto: bf16 where this CPU or GPU is fast at it, else fp32."""
     channels_last: Literal["auto", "on", "off"] = "auto"

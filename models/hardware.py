@@ -84,6 +84,15 @@ def low_precision(cfg: TrainerCfg) -> AbstractContextManager[object]:
     return torch.autocast(first_device(cfg).type, torch.bfloat16)
 
 
+def processes(cfg: TrainerCfg) -> tuple[int, int]:
+    """(processes on this machine, machines): what a launcher has started, else what the config says."""
+    if "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun's
+        here = int(os.environ["LOCAL_WORLD_SIZE"])
+        return here, int(os.environ["WORLD_SIZE"]) // here
+    on_gpu = cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available()
+    return cfg.devices or (torch.cuda.device_count() if on_gpu else 1), cfg.nodes
+
+
 def set_memory_format(module: nn.Module, net: nn.Module, inputs: tuple[Any, ...], cfg: TrainerCfg) -> None:
     """Lay out all filters in the format that is faster for ``net`` where it will train."""
     device = first_device(cfg)

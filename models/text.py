@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections import OrderedDict
 from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
@@ -115,35 +114,45 @@ class TextEncoder:
     def __init__(self, cfg: TextCfg, cache_size: int = 100_000) -> None:
         self.cfg = cfg
         self.cache_size = cache_size
-        self.cache: OrderedDict[str, Tensor] = OrderedDict()  # prompt -> [L,D] fp16
+        self.cache: dict[str, tuple[int, int]] = {}  # prompt -> its first row of states, and how many
         self._warned = False
         self.tokenizer, self.model = _load_encoder(locate_encoder(cfg.encoder))
         self.features: int = self.model.config.hidden_size
+        self.states = self._nothing()
+
+    def _nothing(self) -> Tensor:
+        """States before any prompt is known, fp16 [1,D]: row 0 is what padding reads."""
+        return torch.zeros(1, self.features, dtype=torch.float16)
 
     def __call__(self, prompts: list[str], device: torch.device | str = "cpu") -> Condition:
         """Prompts (any text; blank means nothing said) -> Condition with B rows, padded to the longest of them."""
-        self._fill([p for p in dict.fromkeys(prompts) if p not in self.cache])
-        states = [self.cache[p] for p in prompts]
-        length = max(1, max((len(s) for s in states), default=1))
-        tokens = torch.zeros(len(states), length, self.features)
-        keep = torch.zeros(len(states), length, dtype=torch.bool)
-        for row, state in enumerate(states):
-            tokens[row, : len(state)] = state
-            keep[row, : len(state)] = True
-        while len(self.cache) > self.cache_size:
-            self.cache.popitem(last=False)
-        return Condition(tokens, keep).to(torch.device(device))
+        missing = [p for p in dict.fromkeys(prompts) if p not in self.cache]
+        if missing and len(self.cache) + len(missing) > self.cache_size:
+            self.cache, self.states, missing = {}, self._nothing(), list(dict.fromkeys(prompts))
+        self._fill(missing)
+        self.states = self.states.to(device)
+        start, count = torch.tensor([self.cache[p] for p in prompts], dtype=torch.long).reshape(-1, 2, 1).unbind(1)
+        place = torch.arange(max(1, int(count.max()) if prompts else 1))
+        keep = place < count  # [B,L]
+        rows = torch.where(keep, start + place, 0).to(device)
+        return Condition(self.states[rows].float(), keep.to(device))
 
     @torch.inference_mode()
+    @torch.autocast("cpu", enabled=False)  # features must not depend on whether a training or a preview asks first
     def _fill(self, prompts: list[str]) -> None:
         # One by one: in a batch, a prompt's features would depend on its neighbours in the last bits, and a resumed
         # training or a generation with another batch size would no longer be the same.
+        found, end = [self.states], len(self.states)
         for prompt in prompts:
             text = clean_prompt(prompt)
             encoded = self.tokenizer(text, truncation=True, max_length=self.cfg.max_tokens, return_tensors="pt")
             self._warn_if_cut(text)
             state = self.model(**encoded).last_hidden_state[0]  # [L,D]
-            self.cache[prompt] = (state if text else state[:0]).half().clone()
+            found.append((state if text else state[:0]).to(self.states))
+            self.cache[prompt] = (end, len(found[-1]))
+            end += len(found[-1])
+        if prompts:
+            self.states = torch.cat(found)
 
     def _warn_if_cut(self, text: str) -> None:
         if self._warned or len(text) + 2 <= self.cfg.max_tokens:  # a token has a character; two mark the ends

@@ -1,9 +1,10 @@
-"""Cost of objectives side by side: ``python -m scripts.benchmark [PRESET]`` prints ratios to plain flow matching.
+"""How fast this project is on this machine: ``python -m scripts.benchmark [PRESET] [--quick] [--json PATH]``.
 
-Each repeat times every objective once, in turn, so that a slow moment of the machine hits all of them; a whole training
-step is timed (loss, backward, clipping, AdamW, averages), with the same network and the same batch.
+Every comparison is a ratio of two things that run in turn, several times: the median, the lowest and the highest are
+printed, beside the goal where there is one.
 """
 
+import os
 import statistics
 import sys
 import time
@@ -13,73 +14,46 @@ from typing import Any
 
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.bakeoffs import Entrant
-from configs.cli import parse_preset
+from configs.benchmark_cfg import PARTS, BenchmarkCfg
+from configs.cli import parse
 from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import STAGE_1, STAGE_2
 from configs.sampler_cfg import FlowCfg, Sampler, ShortcutCfg
+from scripts.run import refuse_kindly
 
 REPEATS = 15
 
 
 def objectives(cfg: Stage2Cfg, stage_1: Stage1Cfg) -> dict[str, Entrant]:
     """What is compared; the first is the unit."""
-    samplers: dict[str, Sampler] = {"plain flow matching": FlowCfg()}
-    samplers[f"{type(cfg.sampler).__name__} of the preset"] = cfg.sampler
-    samplers["ShortcutCfg, a quarter of every batch"] = ShortcutCfg(share=0.25, every=1)
+    paper = ShortcutCfg(share=0.25, every=1)
+    samplers: dict[str, Sampler] = {"flow": FlowCfg(), "default": cfg.sampler, "paper": paper}
     return {name: Entrant(replace(cfg, sampler=sampler), stage_1) for name, sampler in samplers.items()}
 
 
 def step_times(entrants: dict[str, Entrant]) -> dict[str, list[float]]:
-    """Seconds per training step of each entrant, one number per repeat."""
+    """Seconds per training step of each entrant on the CPU, one number per repeat."""
     import torch
 
     from models.hardware import bf16_is_fast
+    from scripts.benchmarks.report import interleaved
 
-    dtype = "bf16" if bf16_is_fast("cpu") else "fp32"
+    bf16 = bf16_is_fast("cpu")
+    dtype = "bf16" if bf16 else "fp32"
     print(f"timing: {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}", flush=True)
-    steps = {name: stepper(entrant, dtype == "bf16") for name, entrant in entrants.items()}
-    for step in steps.values():  # warm up
-        step()
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for _ in range(REPEATS):
-        for name, step in steps.items():
-            times[name].append(step())
-    return times
+    steppers = {name: stepper(entrant, bf16, torch.device("cpu")) for name, entrant in entrants.items()}
+    return interleaved(steppers, REPEATS)
 
 
-def stepper(entrant: Entrant, bf16: bool) -> Callable[[], float]:
+def stepper(entrant: Entrant, bf16: bool, device: Any) -> Callable[[], float]:
     """Seconds of one training step of an entrant, on average over a whole training, from a few steps of each kind."""
-    import torch
+    from scripts.benchmarks.report import elapsed
+    from scripts.benchmarks.step import stage_2_step
 
-    from autoencoder import AutoencoderModule
-    from diffusion import DiffusionModule
-    from models.ema import ema_update_
-    from models.optim import build_optimizer
-    from samplers import When
-
-    cfg = entrant.stage_2
-    torch.manual_seed(0)
-    module = DiffusionModule(cfg, AutoencoderModule(entrant.stage_1)).train()
-    optimizer = build_optimizer(module.net, cfg.optim, cfg.train.max_steps)["optimizer"]
-    x1 = torch.randn(cfg.data.batch_size, *module.latent_shape)
-    cond = module.encode_text(["a giraffe"] * len(x1))
-
-    def seconds(when: When) -> float:
-        began = time.perf_counter()
-        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-            loss, _ = module.sampler.loss(
-                module.net, x1, cond, teacher=module.teacher, when=when, measure=module.measure,
-                perceptual=module.autoencoder.perceptual_error,
-            )
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(module.net.parameters(), 1.0, foreach=True)
-        optimizer.step()
-        optimizer.zero_grad()
-        ema_update_(module.average, module.net, 0.999)
-        ema_update_(module.teacher, module.net, 0.95)
-        return time.perf_counter() - began
-
-    return lambda: mean_over_training(cfg.sampler, seconds)
+    step = stage_2_step(entrant.stage_2, entrant.stage_1, bf16=bf16, device=device)
+    return lambda: mean_over_training(
+        entrant.stage_2.sampler, lambda when: elapsed(lambda: step(when), device)
+    )
 
 
 def mean_over_training(sampler: Sampler, seconds: Callable[[Any], float]) -> float:
@@ -94,17 +68,40 @@ def mean_over_training(sampler: Sampler, seconds: Callable[[Any], float]) -> flo
 
 
 def main(argv: list[str] | None = None) -> None:
-    name, cfg = parse_preset(STAGE_2, sys.argv[1:] if argv is None else argv, "python -m scripts.benchmark")
-    stage_1 = replace(STAGE_1[name](), data=cfg.data)
-    times = step_times(objectives(cfg, stage_1))
-    unit = next(iter(times.values()))
-    print(f"{'objective':40} {'s/step':>8} {'ratio':>7}   lowest to highest of {REPEATS} interleaved repeats")
-    for objective, seconds in times.items():
-        ratios = [own / base for own, base in zip(seconds, unit, strict=True)]
-        print(
-            f"{objective:40} {statistics.median(seconds):8.4f} {statistics.median(ratios):7.3f}"
-            f"   {min(ratios):.3f} to {max(ratios):.3f}"
-        )
+    args = sys.argv[1:] if argv is None else argv
+    cfg: BenchmarkCfg = parse(BenchmarkCfg, args, "python -m scripts.benchmark", flags=True)
+    with refuse_kindly("benchmark"):
+        measure(cfg)
+
+
+def measure(cfg: BenchmarkCfg) -> dict[str, Any]:
+    """Measure the parts that ``cfg`` asks for; returns the numbers by key."""
+    began = time.perf_counter()
+    os.environ.setdefault("TQDM_DISABLE", "1")  # tqdm reads it when it is imported
+    from scripts.benchmarks import generation, rivals, startup, training
+    from scripts.benchmarks.report import Report, machine
+    from scripts.seeded import choose_device
+
+    device = choose_device(cfg.accelerator)
+    stage_2 = STAGE_2[cfg.preset]()
+    stage_1 = replace(STAGE_1[cfg.preset](), data=stage_2.data)
+    setting = training.Setting(stage_1, stage_2, cfg, device)
+    report = Report()
+    machine(report, device)
+    parts: dict[str, Callable[..., None]] = {
+        "layers": training.layers, "precision": training.precision, "objectives": training.objectives,
+        "pipeline": training.pipeline, "data": training.waiting, "pixels": training.pixels,
+        "generation": generation.speed, "rivals": rivals.compare, "memory": generation.memory, "startup": startup.start,
+    }  # fmt: skip
+    for name in cfg.only or PARTS:
+        parts[name](setting, report)
+        if cfg.json:
+            report.save(cfg.json)  # whatever comes after, this is kept
+    report.title("All")
+    report.number("minutes", (time.perf_counter() - began) / 60)
+    if cfg.json:
+        report.save(cfg.json)
+    return report.numbers
 
 
 if __name__ == "__main__":

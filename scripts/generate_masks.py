@@ -1,30 +1,37 @@
 """Turn prompts into mask files: ``bash scripts/generate_masks.sh --prompt "a heart"``.
 
 Writes one PNG per mask, ``manifest.jsonl`` (readable as a training set), ``grid.png`` and ``config.json``.
+Under torchrun, every process draws its share, and the files are the same.
 """
 
 from __future__ import annotations
 
-import json
-import re
+import os
 import sys
-import unicodedata
-from collections.abc import Iterable
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.checks import ConfigError
-from configs.cli import as_text, parse, to_dict
+from configs.cli import as_text, parse
 from configs.generate_cfg import GenerateCfg
-from configs.shipped import FOLDER, checkpoint_path
+from configs.shipped import checkpoint_path
+from scripts.mask_files import MANIFEST, PLAN, Plan, output_folder, prepare_folder, to_pixels, unique_slugs, write_png
+from scripts.ranks import Ranks, joined, launched
 from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
-    import numpy as np
+    from torch import Tensor
 
-SLUG_LENGTH = 48
+    from scripts.seeded import Recipe
+
 GRID_COLUMNS = 16
 GRID_ROWS = 24
+WRITERS = 4
+"""Batches that may wait to be written, each in a thread of its own."""
+PROMPTS_KEPT = 1024
+"""Prompts whose encoded states stay in memory."""
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,34 +39,44 @@ def main(argv: list[str] | None = None) -> None:
     cfg: GenerateCfg = parse(GenerateCfg, args, "scripts/generate_masks.sh", "Turn prompts into mask files.")
     with refuse_kindly("generate_masks"):
         read_prompts(cfg)  # what can be refused is refused before seconds go into imports
-        output_folder(cfg)
+        if launched()[1] == 1:
+            output_folder(cfg)
+        elif not cfg.out:
+            raise ConfigError("this process was started by a launcher, and each process would name its own folder: "
+                              "add --out FOLDER")  # fmt: skip
 
         from diffusion import load_diffusion
         from scripts.seeded import choose_device
 
-        model = checkpoint_path(cfg.checkpoint)
-        print(f"{as_text(cfg)}\nmodel: {model}", flush=True)
-        out = generate_to_folder(load_diffusion(model, choose_device(cfg.accelerator)), cfg)
-        print(f"masks: {out}\npicture: {out / 'grid.png'}")
+        with joined() as ranks:
+            model = checkpoint_path(cfg.checkpoint)
+            if ranks.rank == 0:
+                print(f"{as_text(cfg)}\nmodel: {model}", flush=True)
+            module = load_diffusion(model, choose_device(cfg.accelerator))
+            module.encode_text.cache_size = PROMPTS_KEPT
+            out = generate_to_folder(module, cfg, ranks)
+            if ranks.rank == 0:
+                print(f"masks: {out}\npicture: {out / 'grid.png'}")
 
 
-def generate_to_folder(module: Any, cfg: GenerateCfg) -> Path:
+def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None) -> Path:
     """Draw every prompt ``cfg.num`` times per step count, and write the files; returns the folder.
 
-    ``module`` is what ``load_diffusion(cfg.checkpoint)`` returns, on the device to use.
+    ``module`` is what ``load_diffusion(cfg.checkpoint)`` returns, on the device to use. Each of several ``ranks`` calls
+    this with the same config. No more than a few batches are held in memory.
 
     Raises:
-        ConfigError, SamplerMismatch: settings that do not fit the checkpoint.
+        ConfigError, SamplerMismatch: settings that do not fit the checkpoint, or a file that cannot be written.
         FileNotFoundError, FileExistsError: no prompts file, or a folder that is already in use.
     """
     from tqdm import tqdm
 
     from models.checkpoint import file_hash
-    from scripts.pictures import mask_grid
-    from scripts.seeded import build_sampler_for, choose_device, decided, recipes
+    from scripts.seeded import build_sampler_for, choose_device, recipes
 
-    prompts, out = read_prompts(cfg), output_folder(cfg)
-    slugs = unique_slugs(prompts)
+    ranks = ranks or Ranks()
+    prompts = read_prompts(cfg)
+    out = output_folder(cfg) if ranks.world == 1 else Path(cfg.out).expanduser()
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
     ways = recipes(sampler, cfg.steps, cfg.time_list, cfg)
     device = choose_device(cfg.accelerator)
@@ -67,39 +84,74 @@ def generate_to_folder(module: Any, cfg: GenerateCfg) -> Path:
         "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
         "eta": getattr(sampler.cfg, "eta", None), "guidance": cfg.guidance, "guidance_from": cfg.guidance_from,
         "guidance_to": cfg.guidance_to, "cfg_zero": cfg.cfg_zero, "zero_init": cfg.zero_init,
-        "threshold": cfg.threshold, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
-    }
-    jobs = [(row, k) for row in range(len(prompts)) for k in range(cfg.num)]
-    columns = min(cfg.num, max(4, GRID_COLUMNS // len(ways)))
-    shown = prompts[:GRID_ROWS]
-    blocks: dict[str, list[list[np.ndarray]]] = {}
+        "threshold": cfg.threshold, "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
+    }  # fmt: skip
+    plan = Plan(prompts, unique_slugs(prompts), cfg.num, cfg.seed, [way.steps for way in ways], shared)
 
-    prepare_folder(out, cfg)
+    def begin() -> None:
+        prepare_folder(output_folder(cfg), plan, cfg)
+
+    def end() -> None:
+        draw_grid(out, plan, cfg.size)
+        os.replace(out / PLAN, out / MANIFEST)
+
+    ranks.first(begin)
+    share = ranks.share(len(plan))
+    waiting: deque[Future[None]] = deque()
+    quiet: dict[str, Any] = {"disable": True} if ranks.rank else {}  # else as TQDM_DISABLE says
     with (
-        (out / "manifest.jsonl").open("w", encoding="utf-8") as manifest,
-        tqdm(total=len(jobs) * len(ways), desc="generating", unit=" masks", mininterval=0.5) as bar,
+        ThreadPoolExecutor(WRITERS) as writers,
+        tqdm(total=len(share) * len(ways), desc="generating", unit=" masks", mininterval=0.5, **quiet) as bar,
     ):
-        for way in ways:
-            rows = blocks[f"{way.steps} step{'s' if way.steps > 1 else ''}"] = [[] for _ in shown]
-            mark = f"-s{way.steps:02d}" if len(ways) > 1 else ""
-            masks = decided(
-                module, [prompts[row] for row, _ in jobs], [cfg.seed + k for _, k in jobs], way, device,
-                threshold=cfg.threshold, batch_size=cfg.batch_size,
-            )
-            for (row, k), p in zip(jobs, masks, strict=True):
-                pixels = to_pixels(p.numpy(), cfg.threshold)
-                name = f"{slugs[row]}{mark}-{k:04d}.png"
-                about = {
-                    "file_name": name, "text": prompts[row], "seed": cfg.seed + k,
-                    "steps": way.steps, **shared,
-                }
-                write_png(out / name, pixels, about, cfg.one_bit)
-                manifest.write(json.dumps(about, ensure_ascii=False) + "\n")
-                if row < len(shown) and k < columns:
-                    rows[row].append(pixels)
-                bar.update()
-    mask_grid(blocks, shown, cfg.size).save(out / "grid.png")
+        for start in range(share.start, share.stop, cfg.batch_size):
+            batch = range(start, min(start + cfg.batch_size, share.stop))
+            for way in ways:
+                numbers = [n for n in batch if not (cfg.resume and (out / plan.name(n, way.steps)).exists())]
+                if numbers:
+                    masks = draw_masks(module, plan, numbers, way, device, cfg.threshold)
+                    waiting.append(writers.submit(write_masks, out, plan, numbers, way.steps, masks, cfg))
+                if len(waiting) == WRITERS:
+                    waiting.popleft().result()
+                bar.update(len(batch))
+        while waiting:
+            waiting.popleft().result()
+    ranks.agree()  # all files are there
+    ranks.first(end)
     return out
+
+
+def draw_masks(
+    module: Any, plan: Plan, numbers: list[int], way: Recipe, device: Any, threshold: float
+) -> list[Tensor]:
+    """Probabilities [C,H,W] of some masks of a plan."""
+    from scripts.seeded import decided
+
+    prompts = [plan.prompts[n // plan.num] for n in numbers]
+    seeds = [plan.seed + n % plan.num for n in numbers]
+    return decided(module, prompts, seeds, way, device, threshold=threshold)
+
+
+def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[Tensor], cfg: GenerateCfg) -> None:
+    for number, p in zip(numbers, masks, strict=True):
+        about = plan.about(number, steps)
+        write_png(out / about["file_name"], to_pixels(p.numpy(), cfg.threshold), about, cfg.one_bit)
+
+
+def draw_grid(out: Path, plan: Plan, cell: int) -> None:
+    """grid.png: the first masks of the first prompts, a block per step count."""
+    import numpy as np
+    from PIL import Image
+
+    from scripts.pictures import mask_grid
+
+    columns = min(plan.num, max(4, GRID_COLUMNS // len(plan.steps)))
+    shown = plan.prompts[:GRID_ROWS]
+    blocks = {}
+    for steps in plan.steps:
+        names = [[plan.name(row * plan.num + k, steps) for k in range(columns)] for row in range(len(shown))]
+        masks = [[np.asarray(Image.open(out / name)) for name in row] for row in names]
+        blocks[f"{steps} step{'s' if steps > 1 else ''}"] = masks
+    mask_grid(blocks, shown, cell).save(out / "grid.png")
 
 
 def read_prompts(cfg: GenerateCfg) -> list[str]:
@@ -124,71 +176,6 @@ def read_prompts(cfg: GenerateCfg) -> list[str]:
     # A terminal's undecodable bytes arrive as half characters, which no file can hold.
     folded = (" ".join(p.replace("\0", " ").encode("utf-8", "replace").decode().split()) for p in prompts)
     return list(dict.fromkeys(folded))
-
-
-def slug(prompt: str) -> str:
-    """A file name's worth of a prompt: 1 to 48 of a-z, 0-9 and "-", whatever the prompt is."""
-    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
-    return re.sub(r"[^a-z0-9]+", "-", plain)[:SLUG_LENGTH].strip("-") or "mask"
-
-
-def unique_slugs(prompts: Iterable[str]) -> list[str]:
-    """A slug per prompt; where two are equal, the later one gets a number."""
-    taken: dict[str, None] = {}
-    for prompt in prompts:
-        base = name = slug(prompt)
-        count = 1
-        while name in taken:
-            count += 1
-            name = f"{base[: SLUG_LENGTH - len(str(count)) - 1].rstrip('-')}-{count}"
-        taken[name] = None
-    return list(taken)
-
-
-def output_folder(cfg: GenerateCfg) -> Path:
-    """Where the files go; nothing is made yet. Raises FileExistsError for a folder in use (without ``overwrite``)."""
-    if not cfg.out:
-        beside = checkpoint_path(cfg.checkpoint).parent
-        if beside == FOLDER:
-            beside = Path("runs")
-        return next(path for n in range(1, 10**6) if not (path := beside / f"masks-{n}").exists())
-    out = Path(cfg.out).expanduser()
-    if out.exists() and not out.is_dir():
-        raise FileExistsError(f"out is {cfg.out!r}, which is a file: name a folder")
-    if not cfg.overwrite and out.is_dir() and any(out.iterdir()):
-        raise FileExistsError(f"out is {cfg.out!r}, which is not empty: name another folder, or add --overwrite True")
-    return out
-
-
-def prepare_folder(out: Path, cfg: GenerateCfg) -> None:
-    """Make the folder, remove the files that an earlier manifest in it lists (and no other), and save the config."""
-    out.mkdir(parents=True, exist_ok=True)
-    manifest = out / "manifest.jsonl"
-    if manifest.is_file():
-        for line in manifest.read_text(encoding="utf-8", errors="replace").splitlines():
-            name = re.search(r'"file_name": "([a-z0-9-]+\.png)"', line)
-            if name:
-                (out / name[1]).unlink(missing_ok=True)
-    (out / "config.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n", encoding="utf-8")
-
-
-def to_pixels(p: np.ndarray, threshold: float) -> np.ndarray:
-    """Probabilities [1,H,W] -> uint8 mask [H,W] of 0 and 255; colours [3,H,W] in [0,1] -> uint8 [H,W,3]."""
-    if len(p) == 1:
-        return (p[0] > threshold).astype("uint8") * 255
-    return (p.transpose(1, 2, 0) * 255).round().clip(0, 255).astype("uint8")
-
-
-def write_png(path: Path, pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> None:
-    """Write a mask with its prompt and parameters as text chunks (``prompt``, and ``parameters`` in JSON)."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_itxt("prompt", about["text"])
-    info.add_itxt("parameters", json.dumps(about, ensure_ascii=False))
-    image = Image.fromarray(pixels)
-    (image.convert("1", dither=Image.Dither.NONE) if one_bit and pixels.ndim == 2 else image).save(path, pnginfo=info)
 
 
 if __name__ == "__main__":

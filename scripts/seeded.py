@@ -5,7 +5,8 @@ order for another batch size, which moves them by about 1e-6. A mask with a pixe
 out differently, so ``decided`` draws such a mask again, alone, and takes that answer at every batch size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,12 +71,12 @@ def recipes(
 
 
 def choose_device(accelerator: str) -> torch.device:
-    """Raises ConfigError when a GPU is asked for and there is none."""
+    """This process's device. Raises ConfigError when a GPU is asked for and there is none."""
     if accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available()):
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise ConfigError("accelerator is 'gpu', but torch sees no GPU here: leave it at auto, or take cpu")
-    return torch.device("cuda")
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
 
 
 def streams(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
@@ -94,7 +95,8 @@ def draw(module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Reci
     randn = streams(seeds)
     noise = randn(torch.empty(len(seeds), *module.latent_shape, device=device))
     # TF32 keeps ten bits of a product: rounding would then exceed DOUBT.
-    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    with torch.inference_mode(), exact:
         p = module.generate(
             list(prompts), noise, sampler=recipe.sampler, steps=None if recipe.times else recipe.steps,
             times=recipe.times, shift=recipe.shift, guidance=recipe.guidance, randn=randn,
@@ -103,19 +105,15 @@ def draw(module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Reci
 
 
 def decided(
-    module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device, *,
-    threshold: float, batch_size: int,
-) -> Iterator[Tensor]:
-    """Probabilities [C,H,W], one mask after the other; thresholded, a mask is the same at any batch size.
+    module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device, *, threshold: float
+) -> list[Tensor]:
+    """Probabilities [C,H,W] of one batch's masks; thresholded, a mask is the same in any batch.
 
     Ordinary images (C = 3) are not drawn again: theirs can differ by one grey level.
     """
-    for prompt in dict.fromkeys(prompts):
-        module.encode_text([prompt])  # alone, so that no neighbour in a batch moves its cached features
-    for start in range(0, len(seeds), batch_size):
-        some, own = prompts[start : start + batch_size], seeds[start : start + batch_size]
-        for row, p in enumerate(draw(module, some, own, recipe, device)):
-            if len(own) > 1 and len(p) == 1 and bool(((p - threshold).abs() < DOUBT).any()):
-                yield draw(module, some[row : row + 1], own[row : row + 1], recipe, device)[0]
-            else:
-                yield p
+    drawn = draw(module, prompts, seeds, recipe, device)
+    masks = list(drawn)
+    if len(masks) > 1 and drawn.shape[1] == 1:
+        for row in ((drawn - threshold).abs() < DOUBT).flatten(1).any(1).nonzero().flatten().tolist():
+            masks[row] = draw(module, prompts[row : row + 1], seeds[row : row + 1], recipe, device)[0]
+    return masks

@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +59,11 @@ def tiny_diffusion(tiny_autoencoder: AutoencoderModule) -> DiffusionModule:
         torch.manual_seed(2)
         torch.nn.init.normal_(net.conv_out.weight, std=0.05)
     return module.eval()
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> str:
+    """A file to name where a fake module stands for what is in it."""
+    path = tmp_path / "fake.ckpt"
+    path.write_bytes(b"weights")
+    return str(path)

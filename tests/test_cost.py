@@ -6,10 +6,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from configs.backbone_cfg import UNetCfg
+from configs.backbone_cfg import DiTCfg, UNetCfg
 from configs.presets import SMALL_UNET
+from configs.trainer_cfg import OptimCfg
 from models import build_backbone
+from models.ema import frozen_twin
+from models.optim import build_optimizer
 from models.text import Condition
+from scripts import scaling
 
 
 def cost(cfg: UNetCfg, latent_shape: tuple[int, int, int]) -> tuple[int, int]:
@@ -44,3 +48,42 @@ def test_each_switch_takes_its_own_weights_away() -> None:
     )
     assert full > unskipped > neither
     assert full - ungated == unskipped - neither
+
+
+@pytest.mark.parametrize(
+    "cfg",
+    [UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4,)), DiTCfg(width=64, depth=2)],
+    ids=["unet", "dit"],
+)
+def test_what_is_counted_on_paper_is_what_a_real_step_needs(cfg: UNetCfg | DiTCfg) -> None:
+    paper, real = (scaling.cost(cfg, (4, 8, 8), device, rows=3) for device in ("meta", "cpu"))
+    assert paper.parameters == real.parameters
+    assert paper.forward == pytest.approx(real.forward, rel=0.01)
+    assert paper.step == pytest.approx(real.step, rel=0.01)
+    assert paper.activations == pytest.approx(real.activations, rel=0.1)
+
+    net = build_backbone(cfg, (4, 8, 8), scaling.FEATURES, scaling.TEXT_WIDTH)
+    twins = frozen_twin(net), frozen_twin(net)
+    optimizer = build_optimizer(net, OptimCfg(), 10)["optimizer"]
+    cond = Condition(torch.zeros(1, 4, scaling.FEATURES), torch.ones(1, 4, dtype=torch.bool))
+    net(torch.randn(1, 4, 8, 8), torch.rand(1), torch.rand(1), cond).square().mean().backward()
+    optimizer.step()
+    held = [p for module in (net, *twins) for p in module.parameters()] + [p.grad for p in net.parameters()]
+    held += [value for state in optimizer.state.values() for value in state.values() if value.ndim]
+    assert sum(tensor.nbytes for tensor in held if tensor is not None) == paper.state
+
+
+def test_the_strategy_follows_from_what_a_gpu_holds() -> None:
+    gpu = scaling.GPU_BYTES
+    assert scaling.strategy(0.9 * gpu, round(0.5 * gpu)) == "ddp"
+    assert scaling.strategy(1.2 * gpu, round(0.5 * gpu)).startswith("fsdp from 2 GPUs")
+    assert scaling.strategy(1.2 * gpu, round(0.25 * gpu)).startswith("fsdp from 8 GPUs")
+    assert "accumulate" in scaling.strategy(1.2 * gpu, round(0.1 * gpu))
+
+
+def test_sizes_span_what_is_promised_and_grow() -> None:
+    found = [scaling.cost(size.backbone, (4, *2 * (size.image_size // size.factor,))) for size in scaling.SIZES]
+    assert found[0].parameters < 6e6
+    assert 0.9e9 < found[-1].parameters < 1.2e9
+    assert (scaling.SIZES[0].image_size, scaling.SIZES[-1].image_size) == (32, 1024)
+    assert [cost.parameters for cost in found] == sorted(cost.parameters for cost in found)

@@ -7,17 +7,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
-from gaussian import Prompt
+from generation import FakeModule, cfg_for, files, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from torch import Tensor, nn
 
 from configs.checks import ConfigError
 from configs.data_cfg import DataCfg, FolderSource
@@ -25,53 +22,10 @@ from configs.generate_cfg import GenerateCfg
 from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
 from data.folder import load_folder
 from samplers import SamplerMismatch
-from scripts.generate_masks import generate_to_folder, main, output_folder, read_prompts, slug, unique_slugs
+from scripts.generate_masks import generate_to_folder, main, read_prompts
+from scripts.mask_files import output_folder, slug, unique_slugs
 
 ROOT = Path(__file__).parents[1]
-
-
-class FakeModule:
-    """Same methods as DiffusionModule. Latents are 1x4x4, masks 1x8x8; the prompt shifts their mean."""
-
-    latent_shape = (1, 4, 4)
-
-    def __init__(self, sampler: Any, channels: int = 1) -> None:
-        self.cfg = SimpleNamespace(sampler=sampler)
-        self.channels = channels
-        self.calls: list[int] = []
-
-    def encode_text(self, prompts: list[str], device: Any = "cpu") -> Prompt:
-        return Prompt(torch.tensor([len(prompt) % 3 - 1.0 for prompt in prompts]))
-
-    def generate(self, prompts: list[str], noise: Tensor, *, sampler: Any, **how: Any) -> Tensor:
-        self.calls.append(len(prompts))
-
-        def net(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
-            return 0.3 * cond.mean.view(-1, 1, 1, 1) - 0.5 * x
-
-        z = sampler.sample(net, noise, self.encode_text(prompts), **how)
-        p = nn.functional.interpolate(z, scale_factor=2).mul(3).sigmoid()
-        p[:, :, 0, 0] = 0.5  # a pixel that rounding alone decides
-        return (p + 3e-6 * (1 if len(prompts) % 2 else -1)).repeat(1, self.channels, 1, 1)
-
-
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> str:
-    path = tmp_path / "fake.ckpt"
-    path.write_bytes(b"weights")
-    return str(path)
-
-
-def cfg_for(checkpoint: str, out: Path, **fields: Any) -> GenerateCfg:
-    return GenerateCfg(checkpoint, **{"prompt": ("a cat", "a giraffe"), "num": 5, "out": str(out), **fields})
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("*-*.png")}
-
-
-def rows(folder: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (folder / "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 @pytest.mark.parametrize("sampler", [ShortcutCfg(), DDPMCfg(timesteps=20, steps=8)], ids=["shortcut", "ddpm"])
@@ -139,7 +93,7 @@ def test_the_manifest_says_how_each_file_was_made_and_reads_back_as_a_training_s
     assert manifest[0] == {
         "file_name": "a-cat-s01-0000.png", "text": "a cat", "seed": 0, "steps": 1, "times": None, "shift": 1.0,
         "sampler": "shortcut", "eta": None, "guidance": 1.0, "guidance_from": 0.0, "guidance_to": 1.0,
-        "cfg_zero": False, "zero_init": 0.0, "threshold": 0.5,
+        "cfg_zero": False, "zero_init": 0.0, "threshold": 0.5, "one_bit": False,
         "checkpoint": hashlib.sha256(b"weights").hexdigest(),
     }  # fmt: skip
     for row in manifest:

@@ -304,6 +304,22 @@ def test_long_prompts_are_cut_with_a_warning() -> None:
     assert cond.keep.sum() == 8
 
 
+def test_prompts_mean_the_same_when_most_are_forgotten(encoder: TextEncoder) -> None:
+    forgetful = TextEncoder(TextCfg(max_tokens=8), cache_size=2)
+    for prompts in (["a cat", "", "a dog"], ["a bird on a tree", "a cat"], ["", ""], ["a dog", "a dog", "a cat"]):
+        one, other = encoder(prompts), forgetful(prompts)
+        assert torch.equal(one.tokens, other.tokens)
+        assert torch.equal(one.keep, other.keep)
+        assert len(forgetful.cache) <= max(2, len(set(prompts)))
+        assert not one.tokens[~one.keep].any()
+
+
+def test_prompts_mean_the_same_inside_a_bf16_training(encoder: TextEncoder) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        inside = TextEncoder(TextCfg(max_tokens=8))(["a whale"])
+    assert torch.equal(inside.tokens, encoder(["a whale"]).tokens)
+
+
 def test_a_missing_encoder_is_named(tmp_path: object) -> None:
     with pytest.raises(FileNotFoundError, match=r"text\.encoder"):
         TextEncoder(TextCfg(encoder=f"{tmp_path}/nowhere"))

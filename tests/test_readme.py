@@ -9,6 +9,7 @@ import torch
 
 from configs.bakeoff_cfg import BakeoffCfg
 from configs.bakeoffs import PLANS
+from configs.benchmark_cfg import BenchmarkCfg
 from configs.caption_masks_cfg import CaptionMasksCfg
 from configs.check_data_cfg import CheckDataCfg
 from configs.cli import parse, parse_preset
@@ -39,8 +40,10 @@ def test_every_command_of_the_readme_parses() -> None:
         rest = words[words.index(script) + 1 :]
         if name == "train_stage_1":
             parse_preset(STAGE_1, rest, name)
-        elif name in ("train_stage_2", "benchmark"):
+        elif name == "train_stage_2":
             parse_preset(STAGE_2, rest, name)
+        elif name == "benchmark":
+            parse(BenchmarkCfg, rest, name, flags=True)
         elif name == "generate_masks":
             parse(GenerateCfg, rest, name)
         elif name == "evaluate":

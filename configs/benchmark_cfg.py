@@ -1,0 +1,41 @@
+"""Measuring: which parts, how thoroughly, and where the numbers go."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tyro.conf import Positional
+
+from configs.checks import non_negative, require
+from configs.presets import STAGE_2
+
+PARTS = ("layers", "precision", "objectives", "pipeline", "data", "pixels", "generation", "rivals", "memory", "startup")
+
+
+@dataclass(frozen=True)
+class BenchmarkCfg:
+    """What is measured."""
+
+    preset: Positional[str] = "animals-tiny"
+    """Preset whose network, objective and data are measured."""
+    only: tuple[str, ...] = ()
+    """Parts to measure, of layers, precision, objectives, pipeline, data, pixels, generation, rivals, memory, startup;
+    none: all of them."""
+    quick: bool = False
+    """Fewer repeats and masks: under 10 minutes on two cores."""
+    repeats: int = 0
+    """Interleaved repeats of each comparison (0: 5 when quick, else 15)."""
+    json: str = ""
+    """File for the numbers, as one flat JSON object; the keys of ratios end in _ratio."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """What to measure on; auto takes a GPU where there is one."""
+
+    def __post_init__(self) -> None:
+        require(self.preset in STAGE_2, "preset", self.preset, f"one of {', '.join(STAGE_2)}")
+        for part in self.only:
+            require(part in PARTS, "only", part, f"one of {', '.join(PARTS)}")
+        non_negative("repeats", self.repeats)
+
+    @property
+    def rounds(self) -> int:
+        """Interleaved repeats of each comparison."""
+        return self.repeats or (5 if self.quick else 15)

@@ -1,0 +1,117 @@
+"""What generation costs: from prompts to files, beside the network and the decoder alone, and in memory."""
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from configs.generate_cfg import GenerateCfg
+from configs.shipped import checkpoint_path
+from diffusion import DiffusionModule, load_diffusion
+from samplers import Guidance
+from scripts.benchmarks.report import Report, elapsed, interleaved
+from scripts.benchmarks.training import Setting
+from scripts.generate_masks import draw_masks, generate_to_folder, write_masks
+from scripts.mask_files import Plan
+from scripts.seeded import Recipe
+
+ANIMALS = tuple(f"a {name}" for name in ("giraffe", "horse", "cat", "bird", "cow", "bear", "zebra", "dog", "sheep"))
+BATCH = 64
+MODEL = "animals"
+
+
+def shipped(device: torch.device) -> DiffusionModule:
+    """The 32-pixel model that comes with the project."""
+    return load_diffusion(checkpoint_path(MODEL), device)
+
+
+def to_files(module: DiffusionModule, count: int, steps: int, setting: Setting, **options: Any) -> float:
+    """Seconds of writing ``count`` masks, or up to eight more, into an empty folder."""
+    with tempfile.TemporaryDirectory() as folder:
+        cfg = GenerateCfg(
+            MODEL, prompt=ANIMALS, num=-(-count // len(ANIMALS)), steps=(steps,), out=folder, batch_size=BATCH,
+            accelerator=setting.cfg.accelerator, **options,
+        )
+        return elapsed(lambda: generate_to_folder(module, cfg), setting.device)
+
+
+def bare(module: DiffusionModule, setting: Setting) -> Callable[[], object]:
+    """One batch through the network in one step and through the decoder, with its inputs at hand."""
+    noise = torch.randn(BATCH, *module.latent_shape, device=setting.device)
+    cond = module.encode_text([ANIMALS[row % len(ANIMALS)] for row in range(BATCH)], setting.device)
+    zero = torch.zeros(BATCH, device=setting.device)
+
+    def forward() -> object:
+        with torch.inference_mode():
+            return module.autoencoder.to_pixels(noise + module.average(noise, zero, zero + 1, cond))
+
+    return forward
+
+
+def speed(setting: Setting, report: Report) -> None:
+    """Masks from prompts to files in one step, what they cost beside the bare networks, and where the time goes."""
+    report.title(f"Generation of {MODEL} in one step, batches of {BATCH}, fp32")
+    module, device = shipped(setting.device), setting.device
+    batches = 4 if setting.cfg.quick else 16
+    count = BATCH * batches // len(ANIMALS) * len(ANIMALS)
+    forward = bare(module, setting)
+    plan = Plan(ANIMALS, [name.replace(" ", "-") for name in ANIMALS], BATCH * batches, 0, [1], {"threshold": 0.5})
+    way = Recipe(module.sampler, 1, guidance=Guidance())
+    numbers = list(range(BATCH))
+    masks = draw_masks(module, plan, numbers, way, device, 0.5)
+
+    def draw_all() -> None:
+        for _ in range(batches):
+            draw_masks(module, plan, numbers, way, device, 0.5)
+
+    def write_all() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            cfg = GenerateCfg(MODEL, prompt=ANIMALS, out=folder)
+            for _ in range(batches):
+                write_masks(Path(folder), plan, numbers, 1, masks, cfg)
+
+    times = interleaved(
+        {
+            "files": lambda: to_files(module, count, 1, setting) / count,
+            "bare": lambda: elapsed(lambda: [forward() for _ in range(batches)], device) / (BATCH * batches),
+            "draw": lambda: elapsed(draw_all, device) / (BATCH * batches),
+            "write": lambda: elapsed(write_all, device) / (BATCH * batches),
+            "single": lambda: elapsed(lambda: draw_masks(module, plan, [0], way, device, 0.5), device),
+        },
+        setting.cfg.rounds,
+    )
+    report.ratio("files_to_bare_networks", times["files"], times["bare"], "<= 1.3")
+    in_turn = [draw + write for draw, write in zip(times["draw"], times["write"], strict=True)]
+    report.ratio("files_to_draw_then_write", times["files"], in_turn)
+    report.ratio("write_share_of_files", times["write"], times["files"])
+    report.number("masks_per_second", 1 / min(times["files"]), "the fastest repeat")
+    report.number("single_mask_milliseconds", 1000 * min(times["single"]), "ms, the shortest")
+
+
+def memory(setting: Setting, report: Report) -> None:
+    """Peak memory of a process that writes many masks, beside one that writes 1,000."""
+    many = 10_000 if setting.cfg.quick else 100_000
+    report.title(f"Peak memory of generating {many:,} masks / 1,000")
+    peaks = {}
+    for count in (1000, many):
+        with tempfile.TemporaryDirectory() as folder:
+            words = ["--checkpoint", MODEL, "--num", str(count // 10), "--steps", "1", "--out", folder, "--accelerator",
+                     setting.cfg.accelerator]  # fmt: skip
+            for name in (*ANIMALS, "an elephant"):
+                words += ["--prompt", name]
+            began = time.perf_counter()
+            command = [sys.executable, "-m", "scripts.generate_masks", *words]
+            child = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+            _, status, usage = os.wait4(child.pid, 0)
+            child.returncode = os.waitstatus_to_exitcode(status)
+            if child.returncode:
+                raise RuntimeError(f"generate_masks ended with {child.returncode}")
+            peaks[count] = usage.ru_maxrss / 1024
+            report.number(f"memory_{count}_masks_mib", peaks[count], f"MiB, {time.perf_counter() - began:.0f} s")
+    report.ratio("memory_many_to_1000_masks", [peaks[many]], [peaks[1000]], "<= 1.1")

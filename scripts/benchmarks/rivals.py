@@ -1,0 +1,150 @@
+"""The same work with diffusers: a network and an autoencoder of equal parameters, in its own samplers."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from configs.trainer_cfg import OptimCfg
+from diffusion import DiffusionModule
+from samplers import When
+from scripts.benchmarks.generation import ANIMALS, BATCH, shipped, to_files
+from scripts.benchmarks.report import Report, elapsed, interleaved
+from scripts.benchmarks.step import autocast, optimised, stage_2_step, timed
+from scripts.benchmarks.training import Setting
+
+
+def size(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+def nearest(make: Callable[[int], Any], widths: range, wanted: int) -> Any:
+    """The network whose number of parameters is nearest to ``wanted``."""
+
+    def miss(width: int) -> int:
+        with torch.device("meta"):
+            return abs(size(make(width)) - wanted)
+
+    return make(min(widths, key=miss))
+
+
+def networks(module: DiffusionModule) -> tuple[Any, Any]:
+    """diffusers' UNet2DConditionModel and AutoencoderKL of as many parameters and levels as those of ``module``."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    channels, side, _ = module.latent_shape
+    factor = module.autoencoder.cfg.autoencoder.factor
+
+    def unet(width: int) -> Any:
+        return UNet2DConditionModel(
+            sample_size=side, in_channels=channels, out_channels=channels, block_out_channels=(width, 2 * width),
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"), layers_per_block=2, norm_num_groups=4,
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=4,
+            cross_attention_dim=module.encode_text.features,
+        )  # fmt: skip
+
+    def vae(width: int) -> Any:
+        levels = factor.bit_length()
+        return AutoencoderKL(
+            in_channels=1, out_channels=1, latent_channels=channels, norm_num_groups=4, sample_size=side * factor,
+            block_out_channels=tuple(width * 2**level for level in range(levels)), layers_per_block=1,
+            down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        )  # fmt: skip
+
+    widths = range(16, 257, 4)
+    return (
+        nearest(unet, widths, size(module.net)).eval(), nearest(vae, widths, size(module.autoencoder.average)).eval()
+    )
+
+
+def sampled(unet: Any, vae: Any, scheduler: Any, steps: int, states: Tensor, noise: Tensor, folder: Path) -> None:
+    """Prompts' states [B,L,D] and noise [B,C,h,w] to B files."""
+    from PIL import Image
+
+    with torch.inference_mode():
+        scheduler.set_timesteps(steps)
+        x = noise
+        for t in scheduler.timesteps:
+            x = scheduler.step(unet(x, t, encoder_hidden_states=states).sample, t, x).prev_sample.to(noise.dtype)
+        masks = (vae.decode(x).sample[:, 0] > 0).cpu().numpy().astype(np.uint8) * 255
+    for row, mask in enumerate(masks):
+        Image.fromarray(mask).save(folder / f"{row}.png")
+
+
+def compare(setting: Setting, report: Report) -> None:
+    """Generation and a training step of theirs beside ours."""
+    report.title("diffusers' networks of equal parameters / ours (seconds per mask, and per training step)")
+    if find_spec("diffusers") is None:
+        report.note("rivals", "not measured: diffusers is not installed (bash scripts/setup.sh --tests)")
+        return
+    from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
+    from diffusers.utils import logging
+
+    logging.set_verbosity_error()
+
+    module, device = shipped(setting.device), setting.device
+    unet, vae = networks(module)
+    report.ratio("rival_unet_parameters_to_ours", [size(unet)], [size(module.net)])
+    report.ratio("rival_vae_parameters_to_ours", [size(vae)], [size(module.autoencoder.average)])
+    cond = module.encode_text([ANIMALS[row % len(ANIMALS)] for row in range(BATCH)], device)
+    noise = torch.randn(BATCH, *module.latent_shape, device=device)
+
+    def one_step(dtype: torch.dtype) -> float:
+        unet.to(device, dtype)
+        with torch.inference_mode():
+            return elapsed(lambda: unet(noise.to(dtype), 1, encoder_hidden_states=cond.tokens.to(dtype)), device)
+
+    dtypes = (torch.float32, torch.bfloat16)
+    seconds = interleaved({str(kind): partial(one_step, kind) for kind in dtypes}, 3)
+    dtype = min(dtypes, key=lambda kind: min(seconds[str(kind)]))
+    report.note("rival_dtype", str(dtype))
+    unet, vae = unet.to(device, dtype), vae.to(device, dtype)
+    states, start = cond.tokens.to(dtype), noise.to(dtype)
+    samplers = {"ddim_50": (DDIMScheduler(), 50), "dpmpp_20": (DPMSolverMultistepScheduler(), 20)}
+
+    def theirs(scheduler: Any, steps: int) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            return elapsed(lambda: sampled(unet, vae, scheduler, steps, states, start, Path(folder)), device) / BATCH
+
+    count = (256 if setting.cfg.quick else 1000) // len(ANIMALS) * len(ANIMALS)
+    runs = {"ours": lambda: to_files(module, count, 1, setting) / count}
+    for name, how in samplers.items():
+        runs[name] = partial(theirs, *how)
+    times = interleaved(runs, max(2, setting.cfg.rounds // 3))
+    for name, goal in (("ddim_50", ">= 60"), ("dpmpp_20", ">= 24")):
+        report.ratio(f"rival_{name}_to_ours", times[name], times["ours"], goal)
+
+    data = setting.stage_2.data
+    ours = stage_2_step(
+        replace(setting.flow, backbone=module.cfg.backbone, data=data), setting.stage_1, bf16=setting.bf16,
+        device=device, layout="auto",
+    )
+    other = their_step(unet.float().train(), data.batch_size, module, setting)
+    times = interleaved({"ours": timed(ours, device), "theirs": timed(other, device)}, setting.cfg.rounds)
+    report.ratio("rival_training_step_to_ours", times["theirs"], times["ours"], ">= 1.5")
+
+
+def their_step(unet: Any, rows: int, module: DiffusionModule, setting: Setting) -> Callable[[When], None]:
+    """Noise prediction with diffusers' network and two averages of it, in the precision and layout of ours."""
+    from models.ema import frozen_twin
+
+    unet.to(memory_format=torch.channels_last)
+    device = setting.device
+    x1 = torch.randn(rows, *module.latent_shape, device=device)
+    states = module.encode_text(["a giraffe"] * rows, device).tokens
+
+    def loss(_: When) -> Tensor:
+        noise, t = torch.randn_like(x1), torch.rand(rows, device=device)
+        x_t = torch.lerp(noise, x1, t[:, None, None, None])
+        with autocast(setting.bf16, device):
+            answer = unet(x_t, 1000 * (1 - t), encoder_hidden_states=states).sample
+        return (answer.float() - noise).square().mean()
+
+    return optimised(loss, unet, [frozen_twin(unet), frozen_twin(unet)], OptimCfg(), 1000)

@@ -1,0 +1,273 @@
+"""What training costs: layers, precision, objectives, Lightning, waiting for data, and larger masks."""
+
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from autoencoder import AutoencoderModule
+from configs.autoencoder_cfg import Stage1Cfg
+from configs.benchmark_cfg import BenchmarkCfg
+from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource
+from configs.diffusion_cfg import Stage2Cfg
+from configs.sampler_cfg import FlowCfg
+from data.module import MaskDataModule
+from diffusion import DiffusionModule
+from models.ema import ema_update_
+from models.hardware import bf16_is_fast, set_memory_format
+from models.optim import build_optimizer
+from models.wavelet import ConvDown, ConvUp, WaveletDown, WaveletUp
+from samplers import When
+from scripts import benchmark
+from scripts.benchmarks.report import Report, elapsed, interleaved, peak
+from scripts.benchmarks.step import autocast, operations, stage_1_step, stage_2_step, timed
+
+PICTURES = 20_000
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is measured, and where."""
+
+    stage_1: Stage1Cfg
+    stage_2: Stage2Cfg
+    cfg: BenchmarkCfg
+    device: torch.device
+
+    @cached_property
+    def bf16(self) -> bool:
+        """Whether bf16 is what a training would choose here."""
+        return bf16_is_fast(self.device.type)
+
+    @property
+    def flow(self) -> Stage2Cfg:
+        """The preset under plain flow matching."""
+        return replace(self.stage_2, sampler=FlowCfg())
+
+
+def layers(setting: Setting, report: Report) -> None:
+    """Wavelet resampling beside convolutions of as many channels, forward and backward."""
+    report.title("Wavelet down and up / stride-2 convolution and nearest neighbour + convolution, forward and backward")
+    channels, rows, emb = 64, 32, 256
+    for size in (8, 16, 32, 64):
+        for dtype in (torch.float32, torch.bfloat16):
+            name = "fp32" if dtype == torch.float32 else "bf16"
+            for kind, wavelet, conv in (
+                ("down", WaveletDown(channels, emb), ConvDown(channels)),
+                ("up", WaveletUp(channels, channels, emb), ConvUp(channels, channels)),
+            ):
+                half = size // 2 if kind == "up" else size
+                runs = {
+                    key: layer_run(layer, rows, channels, half, emb, dtype, setting.device)
+                    for key, layer in (("wavelet", wavelet), ("conv", conv))
+                }
+                times = interleaved(runs, setting.cfg.rounds)
+                report.ratio(f"wavelet_{kind}_{size}_{name}", times["wavelet"], times["conv"], "<= 1")
+
+
+def layer_run(
+    layer: nn.Module, rows: int, channels: int, size: int, emb: int, dtype: torch.dtype, device: torch.device
+) -> Callable[[], float]:
+    """Seconds of ten forward and backward passes of a resampling layer, filters laid out channels last."""
+    layer = layer.to(device, dtype).to(memory_format=torch.channels_last)
+    x = torch.randn(rows, channels, size, size, device=device, dtype=dtype).to(memory_format=torch.channels_last)
+    x.requires_grad_()
+    e = torch.randn(rows, emb, device=device, dtype=dtype)
+    high = torch.randn(rows, 3 * channels, size, size, device=device, dtype=dtype)
+    down = isinstance(layer, WaveletDown | ConvDown)
+
+    def run() -> None:
+        for _ in range(10):
+            y = layer(x, e)[0] if down else layer(x, e, high)
+            y.sum().backward()
+
+    return lambda: elapsed(run, device)
+
+
+def precision(setting: Setting, report: Report) -> None:
+    """bf16 and the chosen memory format beside fp32 as torch has it, and the share of this machine's peak."""
+    device, rounds = setting.device, setting.cfg.rounds
+    report.title("A training step with bf16 and the faster memory format / with fp32 in torch's own format")
+    steps = {}
+    for name, layout in (("bf16", "auto"), ("fp32", "off")):
+        how: Any = {"bf16": name == "bf16", "device": device, "layout": layout}
+        steps[f"stage_2_{name}"] = stage_2_step(setting.flow, setting.stage_1, **how)
+        steps[f"stage_1_{name}"] = stage_1_step(setting.stage_1, **how)
+    times = interleaved({name: timed(step, device) for name, step in steps.items()}, rounds)
+    for stage in ("stage_2", "stage_1"):
+        report.ratio(f"{stage}_bf16_to_fp32", times[f"{stage}_bf16"], times[f"{stage}_fp32"], "<= 0.5")
+
+    report.title("Work of a step, and its share of the largest product's and convolution's speed here")
+    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+        speeds = {kind: peak(dtype, device, kind) for kind in ("matmul", "conv")}
+        for kind, speed in speeds.items():
+            report.number(f"{kind}_peak_{name}_gflops", speed / 1e9, "GFLOP/s")
+        for stage in ("stage_2", "stage_1"):
+            work = operations(steps[f"{stage}_{name}"])
+            if name == "fp32":
+                report.number(f"{stage}_step_gflop", work / 1e9, "GFLOP")
+            report.number(f"{stage}_step_{name}_seconds", min(times[f"{stage}_{name}"]), "s, the shortest")
+            for kind, speed in speeds.items():
+                least = [work / speed] * rounds
+                report.ratio(f"{stage}_{name}_share_of_{kind}_peak", least, times[f"{stage}_{name}"])
+
+
+def objectives(setting: Setting, report: Report) -> None:
+    """The preset's objective and the paper's, beside plain flow matching."""
+    report.title("A training step, averaged over a training / that of plain flow matching")
+    steppers = {
+        name: benchmark.stepper(entrant, setting.bf16, setting.device)
+        for name, entrant in benchmark.objectives(setting.stage_2, setting.stage_1).items()
+    }
+    times = interleaved(steppers, setting.cfg.rounds)
+    report.ratio("default_to_flow", times["default"], times["flow"], "<= 1.10")
+    report.ratio("paper_to_flow", times["paper"], times["flow"])
+
+
+class Watched(DiffusionModule):
+    """Times its training's steps from end to end, and after each of them one call of another loop."""
+
+    def watch(self, other: Callable[[], float]) -> None:
+        self.other = other
+        self.ours: list[float] = []
+        self.theirs: list[float] = []
+        self.since: float | None = None
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if self.since is not None:
+            self.ours.append(time.perf_counter() - self.since)
+            self.theirs.append(self.other())
+        self.since = time.perf_counter()
+
+
+def pipeline(setting: Setting, report: Report) -> None:
+    """A step of a Lightning training beside a loop that is written out, of the same network, data and precision."""
+    from trainer import build_trainer, cache_latents
+
+    report.title("A step of the training / of a loop written by hand, same network, plain flow matching")
+    steps = 4 * setting.cfg.rounds
+    accelerator: Any = "cpu" if setting.device.type == "cpu" else "gpu"
+    train = replace(
+        setting.stage_2.train, max_steps=steps + 2, val_every=10**6, previews=False, quality=0, accelerator=accelerator,
+        devices=1, precision="bf16-mixed" if setting.bf16 else "fp32",
+    )
+    cfg = replace(setting.flow, data=replace(setting.stage_2.data, limit=1024), train=train)
+    with tempfile.TemporaryDirectory() as folder:
+        data = MaskDataModule(cfg.data, 0)
+        data.setup()
+        module = Watched(cfg, AutoencoderModule(setting.stage_1))
+        set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), train)
+        cache_latents(module, data)
+        module.watch(by_hand(cfg, setting, data))
+        trainer = build_trainer(train, Path(folder), "loss", "min", cfg.optim.clip_norm, cfg.data.batch_size, [])
+        trainer.limit_val_batches = 0
+        trainer.fit(module, datamodule=data)
+    report.ratio("pipeline_to_bare_loop", module.ours[1:], module.theirs[1:], "<= 1.03")
+
+
+def by_hand(cfg: Stage2Cfg, setting: Setting, data: MaskDataModule) -> Callable[[], float]:
+    """Flow matching as one would write it down: the same network, batch, optimiser and averages, on tensors at hand."""
+    device = setting.device
+    module = DiffusionModule(cfg, AutoencoderModule(setting.stage_1))
+    set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
+    module.train().to(device)
+    net, rows = module.net, cfg.data.batch_size
+    optimizer = build_optimizer(net, cfg.optim, cfg.train.max_steps)["optimizer"]
+    table = torch.randn(1024, *module.latent_shape, device=device)
+    prompts = module.encode_text(data.train_set.prompts[:1024], device)
+    zero = torch.zeros(rows, device=device)
+
+    def step() -> None:
+        chosen = torch.randint(min(1024, len(prompts.keep)), (rows,), device=device)
+        x1 = table[chosen]
+        cond = prompts[chosen].drop(torch.rand(rows, device=device) < 0.1)
+        t, noise = torch.rand(rows, device=device), torch.randn_like(x1)
+        x_t = torch.lerp(noise, x1, t[:, None, None, None])
+        with autocast(setting.bf16, device):
+            loss = (net(x_t, t, zero, cond) - (x1 - noise)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(net.parameters(), cfg.optim.clip_norm, foreach=True)
+        optimizer.step()
+        for twin in (module.average, module.teacher):
+            ema_update_(twin, net, 0.999)
+
+    return lambda: elapsed(step, device)
+
+
+def waiting(setting: Setting, report: Report) -> None:
+    """Share of the time of steps that passes before the batch is there, for both stages."""
+    from PIL import Image
+
+    report.title("Waiting for the next batch / step, stage 2 on cached latents and stage 1 on images")
+    with tempfile.TemporaryDirectory() as folder:
+        masks = np.random.default_rng(0).random((PICTURES, 8, 8)) > 0.5
+        for number, mask in enumerate(masks):
+            Image.fromarray(mask.repeat(4, 0).repeat(4, 1).astype(np.uint8) * 255).save(f"{folder}/{number}.png")
+        base = setting.stage_2.data
+        flips = AugmentCfg(hflip=0.5)
+        sets = {
+            "animals32": replace(base, source=EmbeddedSource("animals32"), image_size=32, augment=flips),
+            "icons64": replace(base, source=EmbeddedSource("icons64"), image_size=64, augment=AugmentCfg()),
+            "folder": replace(base, source=FolderSource(folder), image_size=32, augment=flips),
+        }
+        for name, data in sets.items():
+            began = time.perf_counter()
+            module = MaskDataModule(data, 0)
+            module.setup()
+            report.number(f"load_{name}_seconds", time.perf_counter() - began, f"s, {len(module.train_set):,} masks")
+            wait(setting, report, name, data, module)
+
+
+def wait(setting: Setting, report: Report, name: str, data: DataCfg, module: MaskDataModule) -> None:
+    count = 2 * setting.cfg.rounds
+    stage_1 = replace(setting.stage_1, data=data)
+    steps = {
+        "stage_1": stage_1_step(stage_1, bf16=setting.bf16, device=setting.device, layout="auto"),
+        "stage_2": stage_2_step(
+            replace(setting.flow, data=data), stage_1, bf16=setting.bf16, device=setting.device, layout="auto"
+        ),
+    }
+    for stage, step in steps.items():
+        if stage == "stage_2":
+            shape = AutoencoderModule(stage_1).latent_shape
+            module.use_latents(torch.randn(module.variants, len(module.train_set), 2 * shape[0], *shape[1:]))
+        batches = iter(module.train_dataloader())
+        waited, whole = [], []
+        for number in range(count + 1):
+            began = time.perf_counter()
+            next(batches)
+            here = time.perf_counter() - began
+            seconds = elapsed(lambda step=step: step(When()), setting.device)  # type: ignore[misc]  # bound now
+            if number:  # the first one warms up
+                waited.append(here)
+                whole.append(here + seconds)
+        report.ratio(f"wait_{stage}_{name}", waited, whole, "<= 0.02")
+
+
+def pixels(setting: Setting, report: Report) -> None:
+    """Time per sample of stage 2 as masks grow: the same network on latents of 2 and 4 times the side."""
+    report.title("Training time per sample at twice the side / at the side before")
+    rows = 32
+    steps = {}
+    for size in (32, 64, 128):
+        data = replace(setting.stage_2.data, image_size=size, batch_size=rows)
+        steps[size] = timed(
+            stage_2_step(
+                replace(setting.flow, data=data), replace(setting.stage_1, data=data), bf16=setting.bf16,
+                device=setting.device, layout="auto",
+            ),
+            setting.device,
+        )
+    times = interleaved({str(size): step for size, step in steps.items()}, setting.cfg.rounds)
+    report.ratio("pixels_64_to_32", times["64"], times["32"], "<= 4.2")
+    report.ratio("pixels_128_to_64", times["128"], times["64"], "<= 4.2")

@@ -1,0 +1,182 @@
+"""The files of a generation: their names, what is said of each, the folder, and writing them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from itertools import zip_longest
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from configs.checks import ConfigError
+from configs.cli import to_dict
+from configs.generate_cfg import GenerateCfg
+from configs.shipped import FOLDER, checkpoint_path
+
+if TYPE_CHECKING:
+    import numpy as np
+
+SLUG_LENGTH = 48
+MANIFEST = "manifest.jsonl"
+PLAN = ".manifest.jsonl.part"  # the manifest until every file that it lists is there
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Every file of a generation as a function of its number, so that no list grows with the number of masks.
+
+    Number n is mask ``n % num`` of prompt ``n // num``, drawn once in each of ``steps``.
+    """
+
+    prompts: Sequence[str]
+    slugs: Sequence[str]
+    num: int
+    seed: int
+    steps: Sequence[int]
+    shared: dict[str, Any]
+    """What is said of every file."""
+
+    def __len__(self) -> int:
+        return len(self.prompts) * self.num
+
+    def name(self, number: int, steps: int) -> str:
+        mark = f"-s{steps:02d}" if len(self.steps) > 1 else ""
+        return f"{self.slugs[number // self.num]}{mark}-{number % self.num:04d}.png"
+
+    def about(self, number: int, steps: int) -> dict[str, Any]:
+        """A line of the manifest."""
+        return {
+            "file_name": self.name(number, steps), "text": self.prompts[number // self.num],
+            "seed": self.seed + number % self.num, "steps": steps, **self.shared,
+        }  # fmt: skip
+
+    def lines(self) -> Iterator[str]:
+        """The manifest."""
+        for steps in self.steps:
+            for number in range(len(self)):
+                yield json.dumps(self.about(number, steps), ensure_ascii=False) + "\n"
+
+
+def slug(prompt: str) -> str:
+    """A file name's worth of a prompt: 1 to 48 of a-z, 0-9 and "-", whatever the prompt is."""
+    plain = unicodedata.normalize("NFKD", prompt).encode("ascii", "ignore").decode().lower()
+    return re.sub(r"[^a-z0-9]+", "-", plain)[:SLUG_LENGTH].strip("-") or "mask"
+
+
+def unique_slugs(prompts: Iterable[str]) -> list[str]:
+    """A slug per prompt; where two are equal, the later one gets a number."""
+    taken: dict[str, None] = {}
+    tried: dict[str, int] = {}  # slug -> the last number that it was given
+    for prompt in prompts:
+        base = name = slug(prompt)
+        count = tried.get(base, 1)
+        while name in taken:
+            count += 1
+            name = f"{base[: SLUG_LENGTH - len(str(count)) - 1].rstrip('-')}-{count}"
+        tried[base] = count
+        taken[name] = None
+    return list(taken)
+
+
+def output_folder(cfg: GenerateCfg) -> Path:
+    """Where the files go; nothing is made yet.
+
+    Raises:
+        FileExistsError: a folder in use, without ``overwrite`` and without a generation to resume.
+    """
+    if not cfg.out:
+        beside = checkpoint_path(cfg.checkpoint).parent
+        if beside == FOLDER:
+            beside = Path("runs")
+        return next(path for n in range(1, 10**6) if not (path := beside / f"masks-{n}").exists())
+    out = Path(cfg.out).expanduser()
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"out is {cfg.out!r}, which is a file: name a folder")
+    if cfg.overwrite or not out.is_dir() or not any(out.iterdir()):
+        return out
+    begun = [name for name in (PLAN, MANIFEST) if (out / name).is_file()]
+    if not cfg.resume:
+        hint = "go on with its generation by --resume True, " if begun else ""
+        raise FileExistsError(
+            f"out is {cfg.out!r}, which is not empty: {hint}name another folder, or add --overwrite True"
+        )
+    if not begun:
+        raise FileExistsError(f"out is {cfg.out!r}, which is not empty and holds no generation to resume: "
+                              "name another folder")  # fmt: skip
+    return out
+
+
+def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
+    """Make the folder; remove the files that an earlier manifest lists (and no other), unless they are to be kept.
+
+    Raises:
+        ConfigError: the generation to resume had other settings.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for begun in (out / PLAN, out / MANIFEST):
+        if begun.is_file() and cfg.resume:
+            check_same(begun, plan)
+            break
+        if begun.is_file():
+            with begun.open(encoding="utf-8", errors="replace") as lines:
+                for line in lines:
+                    if name := re.search(r'"file_name": "([a-z0-9-]+\.png)"', line):
+                        (out / name[1]).unlink(missing_ok=True)
+            begun.unlink()
+    for part in out.glob(".*.png.part"):  # of a process that was killed
+        part.unlink()
+    with (part := out / f"{PLAN}.new").open("w", encoding="utf-8") as file:
+        file.writelines(plan.lines())
+    os.replace(part, out / PLAN)
+    (out / "config.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n", encoding="utf-8")
+
+
+def check_same(path: Path, plan: Plan) -> None:
+    """Raises ConfigError unless the manifest in ``path`` is that of ``plan``."""
+    with path.open(encoding="utf-8", errors="replace") as file:
+        for number, (old, new) in enumerate(zip_longest(file, plan.lines()), 1):
+            if old == new:
+                continue
+            was: dict[str, Any] = json.loads(old) if old and old.endswith("}\n") else {}
+            now: dict[str, Any] = json.loads(new) if new else {}
+            what = next((key for key in {**now, **was} if was.get(key) != now.get(key)), "")
+            raise ConfigError(
+                f"{path.parent} cannot be resumed: line {number} of its list of files has {what} {was.get(what)!r}, "
+                f"and these settings have {now.get(what)!r}; give the settings of its config.json, or another --out"
+            )
+
+
+def to_pixels(p: np.ndarray, threshold: float) -> np.ndarray:
+    """Probabilities [1,H,W] -> uint8 mask [H,W] of 0 and 255; colours [3,H,W] in [0,1] -> uint8 [H,W,3]."""
+    if len(p) == 1:
+        return (p[0] > threshold).astype("uint8") * 255
+    return (p.transpose(1, 2, 0) * 255).round().clip(0, 255).astype("uint8")
+
+
+def write_png(path: Path, pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> None:
+    """Write a mask with its prompt and parameters as text chunks (``prompt``, and ``parameters`` in JSON).
+
+    A file with this name is always whole. Raises ConfigError where it cannot be written.
+    """
+    from PIL import Image
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_itxt("prompt", about["text"])
+    info.add_itxt("parameters", json.dumps(about, ensure_ascii=False))
+    image = Image.fromarray(pixels)
+    content = BytesIO()
+    one_bit = one_bit and pixels.ndim == 2
+    (image.convert("1", dither=Image.Dither.NONE) if one_bit else image).save(content, "png", pnginfo=info)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        part.write_bytes(content.getbuffer())
+        os.replace(part, path)
+    except OSError as reason:
+        raise ConfigError(f"{path} cannot be written ({reason.strerror}): the masks so far are whole; mend that and go "
+                          "on with --resume True") from None  # fmt: skip

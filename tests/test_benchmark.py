@@ -1,0 +1,86 @@
+"""What the benchmark prints and saves; and that its parts run, on tiny networks."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_1, TINY_2
+
+from configs.benchmark_cfg import BenchmarkCfg
+from configs.checks import ConfigError
+from configs.cli import parse
+from configs.sampler_cfg import FlowCfg
+from scripts.benchmarks import training
+from scripts.benchmarks.report import Report, interleaved, machine, meets
+from scripts.benchmarks.step import operations, stage_2_step
+
+CPU = torch.device("cpu")
+
+
+def test_runs_take_turns_after_one_call_each_to_warm_up() -> None:
+    calls = []
+
+    def run(name: str) -> float:
+        calls.append(name)
+        return float(len(calls))
+
+    times = interleaved({"a": lambda: run("a"), "b": lambda: run("b")}, 2)
+    assert calls == ["a", "b"] * 3
+    assert times == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
+
+
+def test_a_report_is_one_flat_object_of_medians_and_spreads(tmp_path: Path, capsys: Any) -> None:
+    report = Report()
+    machine(report, CPU)
+    report.ratio("ours", [1.0, 2.0, 9.0], [1.0, 1.0, 1.0], "<= 1.03")
+    report.ratio("theirs", [1.0, 3.0, 2.0], [2.0, 2.0, 2.0], ">= 1")
+    report.number("speed", 12.5, "GFLOP/s")
+    report.save(str(tmp_path / "new" / "numbers.json"))
+    saved = json.loads((tmp_path / "new" / "numbers.json").read_text())
+    assert (saved["ours_ratio"], saved["ours_low"], saved["ours_high"]) == (2.0, 1.0, 9.0)
+    assert (saved["theirs_ratio"], saved["speed"]) == (1.0, 12.5)
+    assert not any(isinstance(value, dict | list) for value in saved.values())
+    assert {"machine", "instructions", "gpu", "versions"} <= saved.keys()
+    lines = capsys.readouterr().out.splitlines()
+    assert next(line for line in lines if "ours_ratio" in line).endswith("MISSED: <= 1.03")
+    assert next(line for line in lines if "theirs_ratio" in line).endswith("met: >= 1")
+
+
+def test_goals_bound_from_above_or_below() -> None:
+    assert meets(1.03, "<= 1.03")
+    assert not meets(1.031, "<= 1.03")
+    assert meets(24.0, ">= 24")
+    assert not meets(23.9, ">= 24")
+
+
+def test_the_command_line_takes_quick_as_a_switch_and_refuses_what_is_not_there() -> None:
+    cfg = parse(BenchmarkCfg, ["icons", "--quick", "--json", "x.json", "--only", "data", "memory"], "b", flags=True)
+    assert (cfg.preset, cfg.quick, cfg.json, cfg.only, cfg.rounds) == ("icons", True, "x.json", ("data", "memory"), 5)
+    for wrong in ({"preset": "icon"}, {"only": ("speed",)}, {"repeats": -1}):
+        with pytest.raises(ConfigError):
+            BenchmarkCfg(**wrong)
+
+
+@pytest.mark.slow
+def test_the_counted_work_of_a_step_grows_with_its_rows() -> None:
+    works = []
+    for rows in (4, 8):
+        cfg = replace(TINY_2, data=replace(TINY_2.data, batch_size=rows), sampler=FlowCfg())
+        works.append(operations(stage_2_step(cfg, TINY_1, bf16=False, device=CPU)))
+    assert works[1] == pytest.approx(2 * works[0], rel=0.01)
+
+
+@pytest.mark.slow
+def test_the_parts_of_training_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "PICTURES", 40)
+    setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(repeats=1), CPU)
+    report = Report()
+    for part in (training.precision, training.objectives, training.pipeline, training.waiting):
+        part(setting, report)
+    ratios = {key: value for key, value in report.numbers.items() if key.endswith("_ratio")}
+    assert {"pipeline_to_bare_loop_ratio", "default_to_flow_ratio", "stage_2_bf16_to_fp32_ratio",
+            "wait_stage_1_folder_ratio", "wait_stage_2_icons64_ratio"} <= ratios.keys()  # fmt: skip
+    assert all(0 < value < 1000 for value in ratios.values())

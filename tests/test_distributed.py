@@ -1,0 +1,72 @@
+"""Trainings by several processes are one training."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from ddp_worker import ROWS, Rows, plain_module
+from torch.utils.data import default_collate
+
+ROOT = Path(__file__).parents[1]
+pytestmark = pytest.mark.slow
+
+
+def launch(out: Path, machines: int, processes: int, *strategies: str) -> list[dict[str, Any]]:
+    """What each process has found."""
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.ddp_worker", str(out), str(machines), str(processes), *strategies], cwd=ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}, capture_output=True, text=True, timeout=280,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(machines * processes)]
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    return launch(tmp_path_factory.mktemp("launch"), 1, 2, "ddp", "fsdp")
+
+
+def test_two_processes_have_the_gradients_of_one_on_the_joint_batch(ranks: list[dict[str, Any]]) -> None:
+    module = plain_module()
+    batch = default_collate([Rows()[row] for row in range(ROWS)])
+    x1, cond = module.latents(batch), module.encode_text(batch["prompt"])
+    module.sampler.loss(module.net, x1, cond, teacher=module.teacher)[0].backward()
+    joint = torch.cat([p.grad.flatten() for p in module.net.parameters() if p.grad is not None])
+    for rank in ranks:
+        found = torch.cat([gradient.flatten() for gradient in rank["gradients"].values()])
+        torch.testing.assert_close(found, joint, rtol=0, atol=1e-6 * float(joint.norm()))
+
+
+def equal(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if name != "shared":
+            torch.testing.assert_close(other[name], value, rtol=tolerance, atol=tolerance, msg=name)
+
+
+def test_all_processes_have_the_same_weights_after_some_steps(ranks: list[dict[str, Any]]) -> None:
+    for strategy in ("ddp", "fsdp"):
+        equal(ranks[0][strategy], ranks[1][strategy], 0.0)
+
+
+def test_weights_shared_out_are_those_of_copies_also_after_resuming(ranks: list[dict[str, Any]]) -> None:
+    found = ranks[0]
+    assert found["fsdp"]["shared"]
+    assert not found["ddp"]["shared"]
+    equal(found["ddp"], found["fsdp"], 1e-5)
+    equal(found["fsdp"], found["fsdp resumed"], 1e-6)
+    assert found["ddp"]["net.conv_out.weight"].any()  # it starts at zero
+
+
+def test_two_machines_with_a_copy_each_share_it_out_inside(tmp_path: Path) -> None:
+    found = launch(tmp_path, 2, 2, "ddp", "hybrid")
+    assert found[0]["hybrid"]["shared"]
+    for rank in found:
+        equal(found[0]["hybrid"], rank["hybrid"], 0.0)
+        equal(rank["ddp"], rank["hybrid"], 1e-5)
+        equal(rank["hybrid"], rank["hybrid resumed"], 1e-6)
