@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-LONGEST = 60.0  # seconds without a finished case are a hang
+LONGEST = 120.0  # seconds without a finished case are a hang
+START = 900.0  # seconds that a process may take to import and to make its good files
 MEMORY = 12 << 30  # bytes a reading process may map
 CHUNK = 500  # cases per process
 Outcome = tuple[int, str]
@@ -49,7 +50,7 @@ def main() -> None:
     raise SystemExit(found > 0)
 
 
-READ, REFUSED = "read", "refused with a clear error"
+READY, READ, REFUSED = "ready", "read", "refused with a clear error"
 EXPECTED = (READ, REFUSED)
 
 
@@ -64,6 +65,8 @@ def run(kind: str, cases: range) -> list[Outcome]:
         child.start()
         theirs.close()
         last = min(at + CHUNK, end)
+        if not ours.poll(START) or ours.recv() != READY:
+            raise SystemExit(f"fuzz: the process that reads {kind} did not start within {START:g} s")
         while at < last:
             try:
                 if not ours.poll(LONGEST):
@@ -88,11 +91,12 @@ def work(kind: str, first: int, last: int, answers: Any) -> None:
     import resource
 
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders written in C complain there
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         judge = (images if kind == "images" else checkpoints)(folder)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders written in C complain there
+        answers.send(READY)
         for case in range(first, last):
             answers.send((case, judge(case)))
 
