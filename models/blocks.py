@@ -21,7 +21,8 @@ class NumberEmbedding(nn.Module):
 
     def __init__(self, channels: int, fastest: float = 1000.0, features: int = 128) -> None:
         super().__init__()
-        rates = torch.exp(torch.linspace(0.0, math.log(fastest), features // 2))
+        # Not linspace: loading a text encoder makes torch.device forget that one, so it would ignore "meta".
+        rates = torch.exp(torch.arange(features // 2) * (math.log(fastest) / (features // 2 - 1)))
         self.register_buffer("rates", rates, persistent=False)
         self.rates: Tensor
         self.mlp = nn.Sequential(nn.Linear(features, channels), nn.SiLU(), nn.Linear(channels, channels))
