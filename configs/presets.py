@@ -24,7 +24,7 @@ SHORTCUT = ShortcutCfg(train_guidance=2.0, loss_power=0.5, consistency_weight=2.
 # docs/results.md says how these were chosen: the flow first, then jumps learned from whole paths of the network's own.
 TRAJECTORY = TrajectoryCfg(
     train_guidance=2.0, begin=0.7, share=0.375, one_step_atom=0.5, loss_power=1.0, flow_power=0.5,
-    consistency_weight=4.0, nodes=6, per_path=6, perceptual_weight=1.0,
+    consistency_weight=4.0, nodes=6, per_path=6,
 )
 LONG_TRAJECTORY = TrajectoryCfg(
     train_guidance=2.0, begin=0.5, share=0.22, every=4, one_step_atom=0.5, loss_power=0.5, flow_power=0.5,

@@ -6,7 +6,7 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-UNHELD = 4  # rows without a test; make it smaller, never larger
+UNHELD = 3  # rows without a test; make it smaller, never larger
 
 
 def rows() -> list[list[str]]:

@@ -169,7 +169,7 @@ def test_sharding_wraps_every_block_and_changes_no_answer_and_no_gradient(cfg: B
     net.zero_grad()
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
     try:
-        shard_parts([net], init_device_mesh("cpu", (1,)))
+        shard_parts([net], init_device_mesh("cpu", (1, 1), mesh_dim_names=("data_parallel", "tensor_parallel")))
         answer = net(x, t, dt, cond)
         answer.square().mean().backward()
         torch.testing.assert_close(answer, expected, rtol=0, atol=1e-6)
