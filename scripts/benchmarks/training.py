@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any
 
@@ -241,7 +242,7 @@ def wait(setting: Setting, report: Report, name: str, data: DataCfg, module: Mas
         if stage == "stage_2":
             shape = AutoencoderModule(stage_1).latent_shape
             module.use_latents(torch.randn(module.variants, len(module.train_set), 2 * shape[0], *shape[1:]))
-        batches = iter(module.train_dataloader())
+        batches = chain.from_iterable(repeat(module.train_dataloader()))  # epoch after epoch
         waited, whole = [], []
         for number in range(count + 1):
             began = time.perf_counter()
