@@ -122,15 +122,17 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
 
 def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Resume | None, run_dir: Path, kind: str) -> None:
     """Train, then write last.ckpt marked as complete; a training that ends before stays marked as unfinished."""
-    if resume is not None:
-        require_fit(resume.path, resume.content["state_dict"], module, resume.changed)
-    if trainer.is_global_zero:
-        require_space(run_dir, module)
     stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
-    with together(trainer, stop):
-        trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
-        finish(trainer, module, data, run_dir, kind)
-    release(run_dir)
+    try:
+        if resume is not None:
+            require_fit(resume.path, resume.content["state_dict"], module, resume.changed)
+        if trainer.is_global_zero:
+            require_space(run_dir, module)
+        with together(trainer, stop):
+            trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
+            finish(trainer, module, data, run_dir, kind)
+    finally:
+        release(run_dir)
 
 
 def finish(trainer: L.Trainer, module: Any, data: MaskDataModule, run_dir: Path, kind: str) -> None:

@@ -97,7 +97,9 @@ def lock(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Let others train in ``folder``."""
+    """Let others train in ``folder``, and programs that this one starts choose folders of their own."""
+    if os.environ.get("MASK_RUN_DIR") == f"{os.getpid()}:{folder}":
+        del os.environ["MASK_RUN_DIR"]
     file = _held.pop(folder.resolve(), None)
     if file is not None:
         (folder / LOCK).unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from configs.cli import differences, from_dict, parse_preset, to_dict
 from configs.data_cfg import DataCfg, FolderSource
 from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import STAGE_1, STAGE_2
-from configs.run_folder import choose_run_dir
+from configs.run_folder import choose_run_dir, release
 from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
@@ -159,6 +159,9 @@ def test_a_run_folder_goes_to_child_processes_but_to_no_second_training(
     first = choose_run_dir(TrainerCfg(run_dir=str(tmp_path / "a")), "x")
     second = choose_run_dir(TrainerCfg(run_dir=str(tmp_path / "b")), "x")
     assert (first, second) == (tmp_path / "a", tmp_path / "b")
-    as_child = "from configs.run_folder import *; print(choose_run_dir(TrainerCfg(run_dir='elsewhere'), 'x'))"
-    said = subprocess.run([sys.executable, "-c", as_child], capture_output=True, text=True, check=True, cwd=ROOT)
-    assert said.stdout.strip() == str(second)
+    own = tmp_path / "own"
+    as_child = f"from configs.run_folder import *; print(choose_run_dir(TrainerCfg(run_dir='{own}'), 'x'))"
+    for chosen in (second, own):
+        said = subprocess.run([sys.executable, "-c", as_child], capture_output=True, text=True, check=True, cwd=ROOT)
+        assert said.stdout.strip() == str(chosen)
+        release(second)  # its training ends: what is started now is a training of its own
