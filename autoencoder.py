@@ -154,6 +154,7 @@ class AutoencoderModule(L.LightningModule):
 
 def time_used(module: L.LightningModule) -> float:
     """Share of the training's time limit that is over; 0 where there is none."""
+    # Lightning sets callbacks on its trainer without declaring them; asking for a trainer that is not there raises.
     callbacks = module.trainer.callbacks if module._trainer else []  # type: ignore[attr-defined]
     timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
     left = timer.time_remaining() if timer else None

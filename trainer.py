@@ -122,6 +122,7 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
 
 def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Resume | None, run_dir: Path, kind: str) -> None:
     """Train, then write last.ckpt marked as complete; a training that ends before stays marked as unfinished."""
+    # Lightning sets callbacks on its trainer without declaring them.
     stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
     try:
         if resume is not None:

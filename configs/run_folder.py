@@ -15,7 +15,7 @@ from configs.whole_file import sweep, write_text
 try:
     import fcntl
 except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 LOCK = ".lock"
 _held: dict[Path, IO[str]] = {}  # run folders of this process

@@ -11,6 +11,7 @@ class StepProgress(TQDMProgressBar):
     """One bar over all optimiser steps, with the time left of the whole training, or of its time limit."""
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        # Lightning sets callbacks on its trainer without declaring them.
         self.timer = next((own for own in trainer.callbacks if isinstance(own, Timer)), None)  # type: ignore[attr-defined]
         total = None if self.timer and self.timer.time_remaining() is not None else trainer.max_steps
         self.bar = tqdm(total=total, initial=trainer.global_step, desc="training", disable=self.is_disabled,

@@ -68,7 +68,7 @@ def as_before(cfg: TrainerCfg, content: Mapping[str, Any]) -> TrainerCfg:
     """What "auto" was measured to be when the checkpoint was made: another choice would round differently."""
     named = {"32-true": "fp32", "bf16-mixed": "bf16-mixed", "16-mixed": "fp16-mixed"}
     if cfg.precision == "auto" and MADE in content:
-        cfg = replace(cfg, precision=named[content[MADE]["precision"]])  # type: ignore[arg-type]
+        cfg = replace(cfg, precision=named[content[MADE]["precision"]])  # type: ignore[arg-type]  # one of its literals
     if cfg.channels_last == "auto":
         filters = [value for value in content["state_dict"].values() if value.ndim == 4]
         last = any(not f.is_contiguous() and f.is_contiguous(memory_format=torch.channels_last) for f in filters)

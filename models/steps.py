@@ -63,6 +63,7 @@ class StepRoutine(Callback):
         if scaler is None:
             bad = ~self.norm.isfinite()
             # Fused kernels look at it. On a CPU, where the question costs nothing, they need not look at each step.
+            # What torch's gradient scaler sets; fused optimisers read it, and torch does not declare it.
             optimizer.found_inf = None if bad.device.type == "cpu" and not bad else bad.float()  # type: ignore[attr-defined]
         if trainer.global_step % self.cfg.log_every == 0:
             pl_module.log("train/grad_norm", self.norm)
@@ -95,7 +96,7 @@ class StepRoutine(Callback):
         stepped = [i for i, entry in enumerate(self.unread) if entry[1] is not None]
         if not stepped:
             return
-        norms = torch.stack([self.unread[i][1] for i in stepped]).tolist()  # type: ignore[misc]
+        norms = torch.stack([self.unread[i][1] for i in stepped]).tolist()  # type: ignore[misc]  # none is None
         allowed = max(self.cfg.skip_nonfinite, HALVINGS * (trainer.precision == "16-mixed"))
         first = 0
         for i, norm in zip(stepped, norms, strict=True):
@@ -128,6 +129,7 @@ class StepRoutine(Callback):
         if math.isfinite(float(loss)):
             return ""
         wrong = [f"{name} {float(value):g}" for name, value in parts.items() if not math.isfinite(float(value))]
+        # Lightning sets the data module on its trainer without declaring it.
         names = [trainer.datamodule.train_set.names[i] for i in index.tolist()]  # type: ignore[attr-defined]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return f"loss {float(loss):g} (of its parts: {', '.join(wrong) or 'none'}) of the masks {shown}"

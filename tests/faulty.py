@@ -40,7 +40,7 @@ def main() -> None:
             else:
                 FAULTS[fault]()
 
-    StepRoutine.on_train_batch_start = hook  # type: ignore[method-assign]
+    StepRoutine.on_train_batch_start = hook  # type: ignore[method-assign]  # that is the fault
     if stage == "1":
         from scripts.train_stage_1 import main as train
     else:

@@ -285,7 +285,7 @@ def test_a_missing_gpu_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) 
     import lightning
 
     if torch.cuda.is_available():
-        pytest.skip("there is a GPU")
+        pytest.skip("there is a GPU")  # asking for one is no fault then
     with pytest.raises(SystemExit) as end, refuse_kindly("train_stage_1"):
         lightning.Trainer(accelerator="gpu", devices=1, logger=False)
     assert end.value.code == 2
