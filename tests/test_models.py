@@ -6,6 +6,7 @@ import sys
 import types
 import warnings
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -24,8 +25,9 @@ from models import BACKBONES, attention, build_backbone
 from models.backbone import bounded
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.minilm import Bert
 from models.sharding import shard_parts
-from models.text import Condition, TextEncoder, clean_prompt, locate_encoder
+from models.text import Condition, Pretrained, TextEncoder, clean_prompt, locate_encoder
 from models.vae import LOGVAR_RANGE, VAE, Posterior, kl_divergence, mask_loss, soft_dice_loss
 
 UNET = UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4, 8))
@@ -402,6 +404,18 @@ def test_a_pickle_runs_nothing(tmp_path: object) -> None:
     with pytest.raises(CheckpointError, match="damaged"):
         read_checkpoint(f"{tmp_path}/evil.ckpt", "diffusion", "the command")
     assert not os.path.exists(f"{tmp_path}/ran")
+
+
+@pytest.mark.parametrize("text", ["a cat", "", "Café réservé, naïve umbrella 😀 中文", "cat " * 40, "x\u0301y"])
+def test_the_packaged_encoder_answers_as_transformers_does(text: str) -> None:
+    folder = locate_encoder("all-MiniLM-L6-v2")
+    ours, theirs = Bert(Path(folder)), Pretrained(folder)
+    assert ours.features == theirs.features == 384
+    assert ours.tokens(text) == theirs.tokens(text)
+    assert ours.tokens(text, 16) == theirs.tokens(text, 16)
+    assert len(ours.tokens(text, 16)) <= 16
+    with torch.inference_mode():
+        torch.testing.assert_close(ours(ours.tokens(text, 16)), theirs(theirs.tokens(text, 16)), rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("kind", ["clip", "t5"])
