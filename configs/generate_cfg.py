@@ -1,5 +1,6 @@
 """Generating masks: which checkpoint, which prompts, how many, in how many steps, and where they go."""
 
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Annotated, Literal
@@ -29,6 +30,19 @@ class GenerateCfg(SamplingCfg):
     """Irregular steps instead: rising times from 0 (noise) to 1 (mask), such as 0,0.3,0.5,1."""
     seed: int = 0
     """Mask k of every prompt has the seed SEED + k: alone, it decides the mask, at any batch size."""
+    negative_prompt: str = ""
+    """What the masks should not be: guidance (which must be above 1) leads away from it, not from no prompt."""
+    to_prompt: str | None = None
+    """The NUM masks of a prompt then lead from it to this one in equal parts, all from the same seed."""
+    to_seed: int | None = None
+    """Likewise from the noise of SEED to that of this seed."""
+    init_mask: str = ""
+    """Image file of a mask to start from: variations of it, or inpainting with --keep."""
+    strength: float = 0.8
+    """How much of INIT_MASK is drawn anew: near 0 hardly anything, 1 all of it (it then matters to --keep alone)."""
+    keep: str = ""
+    """The region of INIT_MASK that stays as it is: a mask file of the same size (white stays), or a box of its pixels,
+    left,top,right,bottom, such as 0,0,32,64."""
     threshold: float = 0.5
     """Probability above which a pixel is foreground."""
     out: str = ""
@@ -62,8 +76,38 @@ class GenerateCfg(SamplingCfg):
         _ = self.time_list  # raises for a list that cannot be read
         if self.times and self.shift != 1:
             raise ConfigError("give either shift or times: shift moves regular steps, and the list of times has none")
-        require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")
+        for name in ("seed", "to_seed"):
+            value = getattr(self, name)
+            require(value is None or 0 <= value < 2**32, name, value, "from 0 to 4294967295")
+        if self.negative_prompt.strip():
+            require(self.guidance > 1, "guidance", self.guidance, "above 1, such as 2, for negative_prompt to matter")
+        if self.on_a_way:
+            require(self.num >= 2, "num", self.num, "at least 2, where to_prompt or to_seed asks for a way between two")
+        require(0 < self.strength <= 1, "strength", self.strength, "above 0 and at most 1")
+        if not self.init_mask and self.keep:
+            raise ConfigError(f"keep is {self.keep!r}, but nothing is given of which to keep it: name --init-mask FILE")
+        if self.init_mask and self.zero_init > 0:
+            raise ConfigError("zero_init leaves out steps from pure noise, and init_mask starts elsewhere: give one")
+        _ = self.keep_box
         require(0 < self.threshold < 1, "threshold", self.threshold, "above 0 and below 1")
+
+    @property
+    def on_a_way(self) -> bool:
+        """Whether the masks of a prompt lead to another prompt or seed."""
+        return self.to_prompt is not None or self.to_seed is not None
+
+    @property
+    def keep_box(self) -> tuple[int, int, int, int] | None:
+        """``keep`` as left, top, right, bottom; None where it names a file."""
+        if not re.fullmatch(r"[-\d\s.]+(,[-\d\s.]*)+", self.keep):
+            return None
+        try:
+            left, top, right, bottom = (int(part) for part in self.keep.split(","))
+        except ValueError:
+            left = top = right = bottom = -1
+        ok = 0 <= left < right and 0 <= top < bottom
+        require(ok, "keep", self.keep, "a file, or left,top,right,bottom in pixels, such as 0,0,32,64")
+        return left, top, right, bottom
 
     @property
     def time_list(self) -> tuple[float, ...] | None:

@@ -9,6 +9,7 @@ from torch import Tensor
 from configs.sampler_cfg import DDPMCfg, FlowCfg
 from samplers.bridge import Straight, VariancePreserving
 from samplers.guidance import Guidance
+from samplers.known import Hold, free
 from samplers.net import Net, Randn, filled
 from samplers.solver import Solver
 
@@ -27,13 +28,15 @@ class DPMpp(Solver):
     def step(self, net: Net, x: Tensor, t: float, s: float, cond: Any, randn: Randn) -> Tensor:
         return self.towards(self.expected(net, x, t, cond), x, t, s)
 
-    def walk(self, net: Net, x: Tensor, grid: list[float], cond: Any, guidance: Guidance, randn: Randn) -> Tensor:
+    def walk(
+        self, net: Net, x: Tensor, grid: list[float], cond: Any, guidance: Guidance, randn: Randn, hold: Hold = free
+    ) -> Tensor:
         before: tuple[float, Tensor] | None = None  # time of the step before, and the data that it expected
         for t, s in pairwise(grid):
             x1 = ahead = self.expected(self.guided(net, guidance, t, s), x, t, cond)
             if before and guidance.inside(before[0]) == guidance.inside(t):
                 ahead = x1 + self.reach(before[0], t, s) * (x1 - before[1])
-            x = self.towards(ahead, x, t, s).to(x.dtype)
+            x = hold(self.towards(ahead, x, t, s).to(x.dtype), s)
             before = t, x1
         return x
 

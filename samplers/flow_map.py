@@ -59,6 +59,8 @@ class FlowMap(FlowMatching):
     def guided(self, net: Net, guidance: Guidance, t: float, s: float) -> Net:
         if self.cfg.most_guidance == 0 or self.query(s - t) == 0:
             return super().guided(net, guidance, t, s)
+        if guidance.negative is not None:
+            return Guided(Asked(net, self.cfg.train_guidance), guidance.at(t), negative=guidance.negative)
         # A guidance of 1 is the one that networks without this input hold; beyond the trained range, extrapolate.
         scale = self.cfg.train_guidance * guidance.at(t)
         least, most = (scale.min(), scale.max()) if isinstance(scale, Tensor) else (scale, scale)

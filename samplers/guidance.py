@@ -29,6 +29,8 @@ class Guidance:
     """Scale the answer without prompt to be as near as it can to the one with it (see ``optimal_scale``)."""
     zero_init: float = 0.0
     """Share of the steps, from the first on, whose velocity is taken as zero (zero-init of Fan et al. 2025)."""
+    negative: Any = None
+    """Prompts, one for each row, to stay away from: what guidance subtracts in the place of no prompt."""
 
     def __post_init__(self) -> None:
         require(0 <= self.start < self.stop <= 1, "guidance interval", (self.start, self.stop), "rising, from 0 to 1")
@@ -49,7 +51,7 @@ class Guidance:
 
 @dataclass(frozen=True)
 class Guided:
-    """A network whose answer is ``u_null + scale * (u_cond - u_null)``.
+    """A network whose answer is ``u_null + scale * (u_cond - u_null)``; ``u_null`` is asked without prompt.
 
     Both halves are one batched call on the same ``x``, ``t`` and ``dt``, so that their difference is due to the prompt
     alone. A scale of exactly 1 or 0 needs one half only and calls no more than that (``cfg_zero`` needs both at 0).
@@ -58,17 +60,20 @@ class Guided:
         net: network to guide.
         scale: one number, or one per row ``[B]``.
         cfg_zero: multiply ``u_null`` by ``optimal_scale`` first.
+        negative: prompts to ask ``u_null`` with, one for each row, in the place of none (Liu et al. 2022, arXiv
+            2206.01714, section 3.2, as is usual for image generators).
     """
 
     net: Net
     scale: float | Tensor
     cfg_zero: bool = False
+    negative: Any = None
 
     def __call__(self, x: Tensor, t: Tensor, dt: Tensor, cond: Any) -> Tensor:  # x [B,C,h,w], t [B], dt [B]
         if not isinstance(self.scale, Tensor) and self.scale == 1:
             return self.net(x, t, dt, cond)
         if not isinstance(self.scale, Tensor) and self.scale == 0 and not self.cfg_zero:
-            return self.net(x, t, dt, cond.drop(all_rows(x)))
+            return self.net(x, t, dt, self.null(x, cond))
         u_cond, u_null = self.halves(x, t, dt, cond)
         if self.cfg_zero:
             u_null = u_null * spread(optimal_scale(u_cond, u_null), u_null)
@@ -76,10 +81,13 @@ class Guided:
 
     def halves(self, x: Tensor, t: Tensor, dt: Tensor, cond: Any) -> tuple[Tensor, Tensor]:
         """Answers with and without the prompt: [B,C,h,w] twice."""
-        second_half = torch.arange(2 * len(x), device=x.device) >= len(x)
-        both = cond.repeat(2).drop(second_half)
+        both = cond.concat(self.null(x, cond))
         u_cond, u_null = self.net(torch.cat([x, x]), torch.cat([t, t]), torch.cat([dt, dt]), both).chunk(2)
         return u_cond, u_null
+
+    def null(self, x: Tensor, cond: Any) -> Any:
+        """What guidance leads away from."""
+        return cond.drop(all_rows(x)) if self.negative is None else self.negative
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 
 from configs.sampler_cfg import SamplerCfg
+from samplers.between import Mixed
 from samplers.bridge import Path, Straight
 from samplers.guidance import Guidance, Guided
+from samplers.known import Hold, Known, free
 from samplers.net import Net, Randn
 
 S = TypeVar("S", bound="Solver")
@@ -77,13 +79,38 @@ class Solver(ABC):
 
     def guided(self, net: Net, guidance: Guidance, t: float, s: float) -> Net:
         """The network to ask on the way from ``t`` to ``s``."""
+        if guidance.negative is not None:  # the guidance that answers hold at dt > 0 leads away from no prompt
+            held = Guided(net, self.scale(1.0, t, s))
+            return Guided(held, guidance.at(t), guidance.cfg_zero, guidance.negative)
         return Guided(net, self.scale(guidance.at(t), t, s), guidance.cfg_zero)
 
-    def walk(self, net: Net, x: Tensor, grid: list[float], cond: Any, guidance: Guidance, randn: Randn) -> Tensor:
+    def walk(
+        self, net: Net, x: Tensor, grid: list[float], cond: Any, guidance: Guidance, randn: Randn, hold: Hold = free
+    ) -> Tensor:
         """All steps through the times ``grid``; multi-step solvers replace it, with their history in its variables."""
         for t, s in pairwise(grid):
-            x = self.step(self.guided(net, guidance, t, s), x, t, s, cond, randn).to(x.dtype)
+            x = hold(self.step(self.guided(net, guidance, t, s), x, t, s, cond, randn).to(x.dtype), s)
         return x
+
+    def grid(
+        self, steps: int | None, times: Sequence[float] | Tensor | None = None, shift: float = 1.0, start: float = 0.0
+    ) -> Tensor:
+        """The times of a sampling (see ``sample``), squeezed into what is left after ``start``: float64 [n] on the CPU.
+
+        Raises:
+            ValueError: both or impossible steps and times, or steps that are too short for a training chain.
+        """
+        if times is not None and (steps is not None or shift != 1):
+            other = f"steps is {steps!r}" if steps is not None else f"shift is {shift!r}"
+            raise ValueError(f"{other} and times is given too, but only one of them can decide the steps")
+        regular = self.cfg.steps if steps is None else steps
+        whole = self.times(regular, shift) if times is None else self.irregular(times)
+        if start == 0:
+            return whole
+        try:
+            return self.path.place(start + (1 - start) * whole)
+        except ValueError as error:
+            raise ValueError(f"{len(whole) - 1} steps are too many from time {start:g} on: {error}") from None
 
     def times(self, steps: int, shift: float = 1.0) -> Tensor:
         """``steps`` regular steps, shifted: rising times from 0 to 1, float64 [steps + 1] on the CPU.
@@ -148,18 +175,20 @@ class Solver(ABC):
         shift: float = 1.0,
         guidance: float | Tensor | Guidance = 1.0,
         randn: Randn = torch.randn_like,
+        known: Known | None = None,
     ) -> Tensor:
         """Turn noise into data.
 
         Args:
             net: trained network.
             noise: standard normal [B,C,h,w]. The caller draws it, so that every mask can have its own seed.
-            cond: B prompts (see ``net.Cond``).
+            cond: B prompts (see ``net.Cond``), or what lies between two of them (``Between``).
             steps: number of regular steps; the config's number where neither this nor ``times`` is given.
             times: irregular steps instead: rising times from 0 to 1.
             shift: see ``times``; regular steps only.
             guidance: 1 follows the prompt as learned, 0 ignores it; one number, one per row [B], or all its options.
             randn: source of the noise that stochastic steps add.
+            known: data to start from or to keep; all steps are then taken in what is left of the time.
 
         Returns:
             [B,C,h,w], of the dtype of ``noise``.
@@ -167,12 +196,10 @@ class Solver(ABC):
         Raises:
             ValueError: both or impossible ``steps`` and ``times``, or guidance that this solver cannot apply.
         """
-        if times is not None and (steps is not None or shift != 1):
-            other = f"steps is {steps!r}" if steps is not None else f"shift is {shift!r}"
-            raise ValueError(f"{other} and times is given too, but only one of them can decide the steps")
         options = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
+        grid = self.grid(steps, times, shift, known.start if known else 0.0).tolist()
         self.check(options)
-        regular = self.cfg.steps if steps is None else steps
-        grid = (self.times(regular, shift) if times is None else self.irregular(times)).tolist()
+        x, hold = (noise, free) if known is None else known.begin(self.path, noise, grid[0])
         # A velocity of zero leaves the noise as it is, so the first steps to the time where it ends are left out.
-        return self.walk(self.reading(net), noise, grid[options.still_steps(len(grid) - 1) :], cond, options, randn)
+        grid = grid[options.still_steps(len(grid) - 1) :]
+        return self.walk(Mixed(self.reading(net)), x, grid, cond, options, randn, hold)

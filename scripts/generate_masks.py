@@ -66,27 +66,18 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
     this with the same config. No more than a few batches are held in memory.
 
     Raises:
-        ConfigError, SamplerMismatch: settings that do not fit the checkpoint, or a file that cannot be written.
-        FileNotFoundError, FileExistsError: no prompts file, or a folder that is already in use.
+        ConfigError: a file that cannot be written.
+        FileExistsError: a folder that is already in use.
+        Other errors: as ``planned``.
     """
     from tqdm import tqdm
 
-    from models.checkpoint import file_hash
-    from scripts.seeded import build_sampler_for, choose_device, recipes
+    from scripts.seeded import choose_device
 
     ranks = ranks or Ranks()
-    prompts = read_prompts(cfg)
+    plan, ways = planned(module, cfg)
     out = output_folder(cfg) if ranks.world == 1 else Path(cfg.out).expanduser()
-    sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
-    ways = recipes(sampler, cfg.steps, cfg.time_list, cfg)
     device = choose_device(cfg.accelerator)
-    shared = {
-        "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
-        "eta": getattr(sampler.cfg, "eta", None), "guidance": cfg.guidance, "guidance_from": cfg.guidance_from,
-        "guidance_to": cfg.guidance_to, "cfg_zero": cfg.cfg_zero, "zero_init": cfg.zero_init,
-        "threshold": cfg.threshold, "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
-    }  # fmt: skip
-    plan = Plan(prompts, unique_slugs(prompts), cfg.num, cfg.seed, [way.steps for way in ways], shared)
 
     def begin() -> None:
         prepare_folder(output_folder(cfg), plan, cfg)
@@ -120,6 +111,36 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
     return out
 
 
+def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
+    """What a generation will draw, and how, once for each step count; nothing is drawn or written yet.
+
+    Raises:
+        ConfigError, SamplerMismatch, DataError: settings that fit neither the model nor each other, an unreadable mask.
+        FileNotFoundError: no prompts file.
+    """
+    from models.checkpoint import file_hash
+    from scripts.edits import read_edit
+    from scripts.seeded import build_sampler_for, recipes
+
+    prompts = read_prompts(cfg)
+    sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
+    edit, about = read_edit(cfg, module)
+    negative, to_prompt = folded(cfg.negative_prompt), None if cfg.to_prompt is None else folded(cfg.to_prompt)
+    ways = recipes(
+        sampler, cfg.steps, cfg.time_list, cfg, edit=edit, negative=negative, to_prompt=to_prompt, to_seed=cfg.to_seed
+    )
+    shared = {
+        "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
+        "eta": getattr(sampler.cfg, "eta", None), "guidance": cfg.guidance, "guidance_from": cfg.guidance_from,
+        "guidance_to": cfg.guidance_to, "cfg_zero": cfg.cfg_zero, "zero_init": cfg.zero_init,
+        "threshold": cfg.threshold, "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
+    }  # fmt: skip
+    further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about}
+    shared |= {name: value for name, value in further.items() if value is not None}
+    steps = [way.steps for way in ways]
+    return Plan(prompts, unique_slugs(prompts), cfg.num, cfg.seed, steps, shared, cfg.on_a_way), ways
+
+
 def draw_masks(
     module: Any, plan: Plan, numbers: list[int], way: Recipe, device: Any, threshold: float
 ) -> list[Tensor]:
@@ -127,8 +148,9 @@ def draw_masks(
     from scripts.seeded import decided
 
     prompts = [plan.prompts[n // plan.num] for n in numbers]
-    seeds = [plan.seed + n % plan.num for n in numbers]
-    return decided(module, prompts, seeds, way, device, threshold=threshold)
+    seeds = [plan.seed_of(n) for n in numbers]
+    blends = [plan.blend(n) for n in numbers] if plan.on_a_way else []
+    return decided(module, prompts, seeds, way, device, threshold=threshold, blends=blends)
 
 
 def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[Tensor], cfg: GenerateCfg) -> None:
@@ -138,7 +160,7 @@ def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: li
 
 
 def draw_grid(out: Path, plan: Plan, cell: int) -> None:
-    """grid.png: the first masks of the first prompts, a block per step count."""
+    """grid.png: the first masks of the first prompts (or some from all of a way), a block per step count."""
     import numpy as np
     from PIL import Image
 
@@ -146,9 +168,10 @@ def draw_grid(out: Path, plan: Plan, cell: int) -> None:
 
     columns = min(plan.num, max(4, GRID_COLUMNS // len(plan.steps)))
     shown = plan.prompts[:GRID_ROWS]
+    picked = [round(k * (plan.num - 1) / max(1, columns - 1)) if plan.on_a_way else k for k in range(columns)]
     blocks = {}
     for steps in plan.steps:
-        names = [[plan.name(row * plan.num + k, steps) for k in range(columns)] for row in range(len(shown))]
+        names = [[plan.name(row * plan.num + k, steps) for k in picked] for row in range(len(shown))]
         masks = [[np.asarray(Image.open(out / name)) for name in row] for row in names]
         blocks[f"{steps} step{'s' if steps > 1 else ''}"] = masks
     mask_grid(blocks, shown, cell).save(out / "grid.png")
@@ -173,9 +196,12 @@ def read_prompts(cfg: GenerateCfg) -> list[str]:
         prompts += [line for line in text.splitlines() if line.strip()]
     if not prompts:
         raise ConfigError(f"prompts_file is {cfg.prompts_file!r}, but it holds no prompt: write one per line")
-    # A terminal's undecodable bytes arrive as half characters, which no file can hold.
-    folded = (" ".join(p.replace("\0", " ").encode("utf-8", "replace").decode().split()) for p in prompts)
-    return list(dict.fromkeys(folded))
+    return list(dict.fromkeys(folded(prompt) for prompt in prompts))
+
+
+def folded(text: str) -> str:
+    """White space folded, no half characters: a terminal's undecodable bytes arrive as such, and no file holds them."""
+    return " ".join(text.replace("\0", " ").encode("utf-8", "replace").decode().split())
 
 
 if __name__ == "__main__":

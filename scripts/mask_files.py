@@ -30,7 +30,8 @@ PLAN = ".manifest.jsonl.part"  # the manifest until every file that it lists is 
 class Plan:
     """Every file of a generation as a function of its number, so that no list grows with the number of masks.
 
-    Number n is mask ``n % num`` of prompt ``n // num``, drawn once in each of ``steps``.
+    Number n is mask ``n % num`` of prompt ``n // num``, drawn once in each of ``steps``. Its seed is
+    ``seed + n % num``, or ``seed`` on a way to another prompt or seed, of which it has gone the share ``blend(n)``.
     """
 
     prompts: Sequence[str]
@@ -40,9 +41,17 @@ class Plan:
     steps: Sequence[int]
     shared: dict[str, Any]
     """What is said of every file."""
+    on_a_way: bool = False
 
     def __len__(self) -> int:
         return len(self.prompts) * self.num
+
+    def seed_of(self, number: int) -> int:
+        return self.seed if self.on_a_way else self.seed + number % self.num
+
+    def blend(self, number: int) -> float:
+        """0 at the first mask of a prompt, 1 at the last."""
+        return number % self.num / (self.num - 1)
 
     def name(self, number: int, steps: int) -> str:
         mark = f"-s{steps:02d}" if len(self.steps) > 1 else ""
@@ -52,7 +61,8 @@ class Plan:
         """A line of the manifest."""
         return {
             "file_name": self.name(number, steps), "text": self.prompts[number // self.num],
-            "seed": self.seed + number % self.num, "steps": steps, **self.shared,
+            "seed": self.seed_of(number), "steps": steps, **self.shared,
+            **({"blend": self.blend(number)} if self.on_a_way else {}),
         }  # fmt: skip
 
     def lines(self) -> Iterator[str]:

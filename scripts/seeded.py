@@ -8,7 +8,7 @@ out differently, so ``decided`` draws such a mask again, alone, and takes that a
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -16,6 +16,10 @@ from torch import Tensor
 from configs.checks import ConfigError
 from configs.sampling_cfg import SamplingCfg
 from samplers import Guidance, SamplerMismatch, Solver, sampler_for
+from samplers.between import noise_between
+
+if TYPE_CHECKING:
+    from diffusion import Edit
 
 DOUBT = 1e-4
 """Distance from the threshold within which a pixel is drawn again: rounding moves a probability by some 1e-6."""
@@ -31,6 +35,14 @@ class Recipe:
     """Irregular steps; ``steps`` is then their number."""
     guidance: Guidance = field(default_factory=Guidance)
     shift: float = 1.0
+    negative: str = ""
+    """Prompt that guidance leads away from."""
+    to_prompt: str | None = None
+    """Where the way of ``blends`` ends (see ``draw``); None: at the prompt that it starts from."""
+    to_seed: int | None = None
+    """The same for the seed."""
+    edit: "Edit | None" = None
+    """A given mask to start from or to keep part of."""
 
 
 def build_sampler_for(trained: Any, name: str, eta: float | None = None) -> Solver:
@@ -49,25 +61,29 @@ def build_sampler_for(trained: Any, name: str, eta: float | None = None) -> Solv
 
 
 def recipes(
-    sampler: Solver, steps: Sequence[int], times: tuple[float, ...] | None, cfg: SamplingCfg
+    sampler: Solver, steps: Sequence[int], times: tuple[float, ...] | None, cfg: SamplingCfg, **further: Any
 ) -> list[Recipe]:
     """One recipe per step count; without any, the sampler's own number, or the given times.
+
+    ``further`` are other fields of the recipes.
 
     Raises:
         ConfigError: a step count, times or guidance that this sampler cannot take.
     """
     guidance = Guidance(cfg.guidance, cfg.guidance_from, cfg.guidance_to, cfg.cfg_zero, cfg.zero_init)
+    edit = further.get("edit")
+    start = 1 - edit.strength if edit else 0.0
     try:
         sampler.check(guidance)
         if times is not None:
-            sampler.irregular(times)
-            return [Recipe(sampler, len(times) - 1, times, guidance)]
+            sampler.grid(None, times, start=start)
+            return [Recipe(sampler, len(times) - 1, times, guidance, **further)]
         counts = list(steps) or [sampler.cfg.steps]
         for count in counts:
-            sampler.times(count, cfg.shift)
+            sampler.grid(count, None, cfg.shift, start)
     except ValueError as error:
         raise ConfigError(str(error)) from None
-    return [Recipe(sampler, count, None, guidance, cfg.shift) for count in counts]
+    return [Recipe(sampler, count, None, guidance, cfg.shift, **further) for count in counts]
 
 
 def choose_device(accelerator: str) -> torch.device:
@@ -90,30 +106,54 @@ def streams(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
     return randn
 
 
-def draw(module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device) -> Tensor:
-    """Probabilities [B,C,H,W], fp32 on the CPU, of one batch: prompt i with the random stream of seed i."""
-    randn = streams(seeds)
+def blended(first: Sequence[int], to_seed: int | None, blends: Sequence[float]) -> Callable[[Tensor], Tensor]:
+    """The same, with row i ``blends[i]`` of the way to the stream of ``to_seed`` (see ``noise_between``)."""
+    near = streams(first)
+    if to_seed is None:
+        return near
+    far, weight = streams([to_seed] * len(first)), torch.tensor(blends, dtype=torch.float64)
+    return lambda like: noise_between(near(like), far(like), weight)
+
+
+def draw(
+    module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device,
+    blends: Sequence[float] = (),
+) -> Tensor:
+    """Probabilities [B,C,H,W], fp32 on the CPU, of one batch: prompt i with the random stream of seed i.
+
+    Where the recipe leads to another prompt or seed, row i stands ``blends[i]`` of the way there.
+    """
+    randn = blended(seeds, recipe.to_seed, blends)
     noise = randn(torch.empty(len(seeds), *module.latent_shape, device=device))
+    how: dict[str, Any] = {}
+    if recipe.negative:
+        how["negative"] = recipe.negative
+    if recipe.to_prompt is not None:
+        how["towards"] = recipe.to_prompt, torch.tensor(blends, dtype=torch.float64)
+    if recipe.edit is not None:
+        how["edit"] = recipe.edit
     # TF32 keeps ten bits of a product: rounding would then exceed DOUBT.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), exact:
         p = module.generate(
             list(prompts), noise, sampler=recipe.sampler, steps=None if recipe.times else recipe.steps,
-            times=recipe.times, shift=recipe.shift, guidance=recipe.guidance, randn=randn,
+            times=recipe.times, shift=recipe.shift, guidance=recipe.guidance, randn=randn, **how,
         )
     return p.float().cpu()
 
 
 def decided(
-    module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device, *, threshold: float
+    module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device, *,
+    threshold: float, blends: Sequence[float] = (),
 ) -> list[Tensor]:
-    """Probabilities [C,H,W] of one batch's masks; thresholded, a mask is the same in any batch.
+    """Probabilities [C,H,W] of one batch's masks (see ``draw``); thresholded, a mask is the same in any batch.
 
     Ordinary images (C = 3) are not drawn again: theirs can differ by one grey level.
     """
-    drawn = draw(module, prompts, seeds, recipe, device)
+    drawn = draw(module, prompts, seeds, recipe, device, blends)
     masks = list(drawn)
     if len(masks) > 1 and drawn.shape[1] == 1:
         for row in ((drawn - threshold).abs() < DOUBT).flatten(1).any(1).nonzero().flatten().tolist():
-            masks[row] = draw(module, prompts[row : row + 1], seeds[row : row + 1], recipe, device)[0]
+            one = slice(row, row + 1)
+            masks[row] = draw(module, prompts[one], seeds[one], recipe, device, blends[one])[0]
     return masks

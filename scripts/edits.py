@@ -1,0 +1,79 @@
+"""A given mask to start from or to keep part of, from the files that a user names."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from configs.checks import ConfigError
+from configs.generate_cfg import GenerateCfg
+
+if TYPE_CHECKING:
+    from diffusion import Edit
+
+
+def read_edit(cfg: GenerateCfg, module: Any) -> tuple[Edit | None, dict[str, Any]]:
+    """The edit that ``cfg`` asks for, at the size of the model's masks, and what is said of it in files.
+
+    Raises:
+        DataError: a file that is no readable image.
+        ConfigError: a region to keep that does not fit the mask, or leaves nothing to keep or to draw.
+    """
+    if not cfg.init_mask:
+        return None, {}
+    from data.images import read_mask, read_rgb
+    from models.checkpoint import file_hash
+
+    path, keep = Path(cfg.init_mask).expanduser(), None
+    given = (read_rgb if module.cfg.data.channels == 3 else read_mask)(path)
+    about: dict[str, Any] = {"init_mask": file_hash(path), "strength": cfg.strength}
+    if cfg.keep:
+        box, region = cfg.keep_box, Path(cfg.keep).expanduser()
+        keep = read_mask(region) if box is None else filled_box(box, *given.shape[:2])
+        about["keep"] = file_hash(region) if box is None else list(box)
+    return make_edit(given, keep, cfg.strength, module), about
+
+
+def make_edit(given: np.ndarray, keep: np.ndarray | None, strength: float, module: Any) -> Edit:
+    """An edit from a mask [H,W] of 0/1 or an RGB image [H,W,3] of 0..255, and the mask [H,W] of what to keep of it.
+
+    Both are fitted to the size of the model's masks as its training data was. Raises ConfigError (see ``read_edit``).
+    """
+    import torch
+
+    from data.datasets import to_tensor
+    from data.fit import fit_masks, fit_rgb, masks_to_rgb
+    from diffusion import Edit
+
+    size, rgb = module.cfg.data.image_size, module.cfg.data.channels == 3
+    if rgb and given.ndim == 2:
+        given = masks_to_rgb(given[None])[0]
+    image = to_tensor((fit_rgb(given, size) if rgb else fit_masks(given[None], size)[0])[None])[0]
+    if keep is None:
+        return Edit(image, strength)
+    if keep.shape != given.shape[:2]:
+        (h, w), (mask_h, mask_w) = keep.shape, given.shape[:2]
+        raise ConfigError(f"keep is {w}x{h} pixels, but the mask that it belongs to is {mask_w}x{mask_h}: "
+                          "give both the same size")  # fmt: skip
+    kept = fit_masks(keep[None], size)[0].astype(bool)
+    if not kept.any():
+        raise ConfigError("keep covers no pixel of the mask: leave it out, or name a larger region")
+    if kept.all():
+        raise ConfigError("keep covers the whole mask, so that there is nothing to draw: name a smaller region")
+    return Edit(image, strength, torch.from_numpy(kept))
+
+
+def filled_box(box: tuple[int, int, int, int], height: int, width: int) -> np.ndarray:
+    """A mask [height,width] of 0/1, with 1 in the box (left, top, right, bottom); right and bottom are outside of it.
+
+    Raises:
+        ConfigError: a box that leaves the mask.
+    """
+    left, top, right, bottom = box
+    if right > width or bottom > height:
+        raise ConfigError(f"keep is the box {list(box)}, but the mask has {width}x{height} pixels: stay inside of it")
+    mask = np.zeros((height, width), np.uint8)
+    mask[top:bottom, left:right] = 1
+    return mask
