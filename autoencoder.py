@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +14,9 @@ from torch.nn import functional as F
 
 from configs.autoencoder_cfg import KLCfg, L1LossCfg, MaskLossCfg, Stage1Cfg, VarianceExpansionCfg
 from configs.cli import from_dict, to_dict
-from models.checkpoint import CheckpointError, describe, read_checkpoint
-from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.checkpoint import describe, read_checkpoint, whole
+from models.codec import Autoencoder
+from models.ema import ema_update_, warmed_decay
 from models.equivariance import random_change
 from models.export import KEY
 from models.optim import build_optimizer
@@ -38,60 +38,13 @@ REGULARISERS: dict[type, Callable[[Any, Posterior, int], Tensor]] = {
 }
 
 
-class AutoencoderModule(L.LightningModule):
-    """The VAE and its averaged twin; ``to_latent`` and ``to_pixels`` are what stage 2 uses.
-
-    ``latent_mean`` and ``latent_std`` [Cz,1,1] are measured over the training set when training ends.
-    """
-
-    latent_mean: Tensor
-    latent_std: Tensor
-
-    def __init__(self, cfg: Stage1Cfg, data: str = "") -> None:
-        super().__init__()
-        self.cfg = cfg
-        self.data = data  # fingerprint of the data set
-        self.complete = False  # whether training ended as planned
-        self.vae = VAE(cfg.autoencoder, cfg.data.channels)
-        self.average = frozen_twin(self.vae)
-        shape = (cfg.autoencoder.latent_channels, 1, 1)
-        self.register_buffer("latent_mean", torch.zeros(shape))
-        self.register_buffer("latent_std", torch.ones(shape))
+class AutoencoderModule(Autoencoder, L.LightningModule):
+    """The training of an :class:`models.codec.Autoencoder`."""
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one
             for vae in (self.vae, self.average):
                 shard_parts([vae.encoder, vae.decoder], self.device_mesh)
-
-    @property
-    def latent_shape(self) -> tuple[int, int, int]:
-        """(Cz, h, w) of one image's latent."""
-        side = self.cfg.data.image_size // self.cfg.autoencoder.factor
-        return self.cfg.autoencoder.latent_channels, side, side
-
-    def posterior(self, x: Tensor) -> Posterior:
-        """x [B,C,H,W] in [0,1] -> posterior of the normalised latent, [B,Cz,h,w]."""
-        raw = self.average.encode(x)
-        return Posterior((raw.mean - self.latent_mean) / self.latent_std, raw.logvar - 2 * self.latent_std.log())
-
-    def to_latent(self, x: Tensor) -> Tensor:
-        """x [B,C,H,W] in [0,1] -> mean of its latent, normalised per channel, [B,Cz,h,w]."""
-        return self.posterior(x).mean
-
-    def to_pixels(self, z: Tensor) -> Tensor:
-        """Normalised latent [B,Cz,h,w] -> logits [B,C,H,W]; undoes the normalisation of :meth:`to_latent` exactly."""
-        return self.average.decode(z * self.latent_std + self.latent_mean)
-
-    def perceptual_error(self, answer: Tensor, wanted: Tensor) -> Tensor:
-        """Error [B] of normalised latents [B,Cz,h,w] in the decoder's features; ``wanted`` gets no gradient.
-
-        Latents differ in ways that decode alike, and by little where a mask gains or loses a piece; the decoder knows
-        which is which (Berrada et al., ICLR 2025, arXiv 2411.04873).
-        """
-        ours = self.average.decoder_features(answer * self.latent_std + self.latent_mean)
-        with torch.no_grad():
-            theirs = self.average.decoder_features(wanted * self.latent_std + self.latent_mean)
-        return torch.stack([(a - b).square().flatten(1).mean(1) for a, b in zip(ours, theirs, strict=True)]).mean(0)
 
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Tensor]) -> None:
@@ -159,19 +112,6 @@ def time_used(module: L.LightningModule) -> float:
     timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
     left = timer.time_remaining() if timer else None
     return timer.time_elapsed() / (timer.time_elapsed() + left) if timer and left is not None else 0.0
-
-
-@contextmanager
-def whole(path: str | Path, make: str) -> Iterator[None]:
-    """Raises CheckpointError where the parts of a readable checkpoint are missing or do not fit each other."""
-    try:
-        yield
-    except (ImportError, OSError):  # a text encoder that is not here
-        raise
-    except Exception as reason:  # a damaged or doctored file: KeyError, RuntimeError, AttributeError, MemoryError ...
-        first = next(iter(str(reason).splitlines()), type(reason).__name__)
-        why = f"its weights and its config do not fit ({first[:200]})"
-        raise CheckpointError(path, why, f"make one with: {make}") from reason
 
 
 def load_autoencoder(path: str | Path, make: str = MAKE) -> AutoencoderModule:

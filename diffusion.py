@@ -2,56 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
-from autoencoder import AutoencoderModule, time_used, whole
+from autoencoder import AutoencoderModule, time_used
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from models import build_backbone
 from models.band_loss import BandLoss
-from models.checkpoint import describe, read_checkpoint
+from models.checkpoint import describe, read_checkpoint, whole
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.export import KEY, with_twins
 from models.optim import build_optimizer, reseed
 from models.sharding import shard_parts
 from models.text import Condition, TextEncoder
 from models.vae import Posterior
-from samplers import Guidance, Sampler, Solver, When, build_sampler
+from samplers import Sampler, When, build_sampler
 from samplers.base import mean_squared_error
-from samplers.between import Between
-from samplers.known import Known
+from samplers.generates import Generates
 
 MAKE = "bash scripts/train_stage_2.sh"
 
 
-@dataclass(frozen=True)
-class Edit:
-    """A given mask or image that a generation starts from, and the part of it that is to stay."""
-
-    image: Tensor
-    """[C,H,W] in [0,1]."""
-    strength: float = 1.0
-    """Share of the way, from its end, that is generated: 1 starts from pure noise and sees nothing of the image."""
-    keep: Tensor | None = None
-    """[H,W] bool, True where the answer is the image itself; None: nowhere."""
-
-    def cells(self, factor: int) -> Tensor | None:
-        """The cells of the latent [H/factor,W/factor] bool all of whose pixels are kept."""
-        if self.keep is None:
-            return None
-        return F.max_pool2d((~self.keep)[None, None].float(), factor)[0, 0] == 0
-
-
-class DiffusionModule(L.LightningModule):
+class DiffusionModule(Generates, L.LightningModule):
     """The network, two averaged twins (one generates, one teaches), the frozen autoencoder, and a sampler.
 
     The frozen text encoder is no part of the module: it is loaded by name and belongs to no checkpoint.
@@ -137,56 +115,6 @@ class DiffusionModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps, lambda: time_used(self))
-
-    @torch.no_grad()
-    def generate(
-        self,
-        prompts: Sequence[str],
-        noise: Tensor,
-        *,
-        steps: int | None = None,
-        times: Sequence[float] | None = None,
-        shift: float = 1.0,
-        guidance: float | Guidance = 1.0,
-        sampler: Solver | None = None,
-        randn: Callable[[Tensor], Tensor] = torch.randn_like,
-        negative: str = "",
-        towards: tuple[str, Tensor] | None = None,
-        edit: Edit | None = None,
-    ) -> Tensor:
-        """Probabilities [B,C,H,W] of the masks that B prompts and noise [B,Cz,h,w] give, by the averaged network.
-
-        Args:
-            prompts: one for each row.
-            noise: standard normal.
-            steps, times, shift, guidance, randn: see ``Solver.sample``.
-            sampler: another one than that of the training.
-            negative: prompt that guidance leads away from (see ``Guided``); empty: from no prompt.
-            towards: a second prompt, and how far each row stands on the way to it, [B] (see ``Mixed``).
-            edit: a given image; where it is kept, the answer is that image bit for bit.
-        """
-        others = [negative] * bool(negative.strip()) + ([towards[0]] if towards else [])
-        texts: Condition = self.encode_text([*prompts, *others], noise.device)  # together, since they share one length
-        rows = torch.arange(len(prompts), device=noise.device)
-        cond: Any = texts[rows]
-        if towards:
-            cond = Between(cond, texts[torch.full_like(rows, len(texts.keep) - 1)], towards[1].to(noise))
-        options = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
-        if negative.strip():
-            options = replace(options, negative=texts[torch.full_like(rows, len(prompts))])
-        z = (sampler or self.sampler).sample(
-            self.average, noise, cond, steps=steps, times=times, shift=shift, guidance=options, randn=randn,
-            known=None if edit is None else self.known(edit),
-        )
-        p = self.autoencoder.to_pixels(z).sigmoid()
-        if edit is None or edit.keep is None:
-            return p
-        return torch.where(edit.keep.to(p.device), edit.image.to(p), p)
-
-    def known(self, edit: Edit) -> Known:
-        """The latent of a given image, and the part of it to keep."""
-        x1 = self.autoencoder.to_latent(edit.image[None].to(self.device))
-        return Known(x1, 1 - edit.strength, edit.cells(edit.image.shape[-1] // self.latent_shape[-1]))
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = describe("diffusion", to_dict(self.cfg), complete=self.complete, data=self.data)

@@ -11,7 +11,7 @@ from configs.checks import ConfigError
 from configs.generate_cfg import GenerateCfg
 
 if TYPE_CHECKING:
-    from diffusion import Edit
+    from samplers.generates import Edit
 
 
 def read_edit(cfg: GenerateCfg, module: Any) -> tuple[Edit | None, dict[str, Any]]:
@@ -45,7 +45,7 @@ def make_edit(given: np.ndarray, keep: np.ndarray | None, strength: float, modul
 
     from data.datasets import to_tensor
     from data.fit import fit_masks, fit_rgb, masks_to_rgb
-    from diffusion import Edit
+    from samplers.generates import Edit
 
     size, rgb = module.cfg.data.image_size, module.cfg.data.channels == 3
     if rgb and given.ndim == 2:

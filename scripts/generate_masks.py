@@ -45,14 +45,14 @@ def main(argv: list[str] | None = None) -> None:
             raise ConfigError("this process was started by a launcher, and each process would name its own folder: "
                               "add --out FOLDER")  # fmt: skip
 
-        from diffusion import load_diffusion
+        from scripts.mask_model import load_mask_model
         from scripts.seeded import choose_device
 
         with joined() as ranks:
             model = checkpoint_path(cfg.checkpoint)
             if ranks.rank == 0:
                 print(f"{as_text(cfg)}\nmodel: {model}", flush=True)
-            module = load_diffusion(model, choose_device(cfg.accelerator))
+            module = load_mask_model(model, choose_device(cfg.accelerator))
             module.encode_text.cache_size = PROMPTS_KEPT
             out = generate_to_folder(module, cfg, ranks)
             if ranks.rank == 0:
@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> None:
 def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None) -> Path:
     """Draw every prompt ``cfg.num`` times per step count, and write the files; returns the folder.
 
-    ``module`` is what ``load_diffusion(cfg.checkpoint)`` returns, on the device to use. Each of several ``ranks`` calls
-    this with the same config. No more than a few batches are held in memory.
+    ``module`` is what ``load_mask_model(cfg.checkpoint)`` returns, on the device to use. Each of several ``ranks``
+    calls this with the same config. No more than a few batches are held in memory.
 
     Raises:
         ConfigError: a file that cannot be written.

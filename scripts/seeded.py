@@ -19,7 +19,7 @@ from samplers import Guidance, SamplerMismatch, Solver, sampler_for
 from samplers.between import noise_between
 
 if TYPE_CHECKING:
-    from diffusion import Edit
+    from samplers.generates import Edit
 
 DOUBT = 1e-4
 """Distance from the threshold within which a pixel is drawn again: rounding moves a probability by some 1e-6."""

@@ -13,7 +13,8 @@ from PIL import Image
 
 from configs.checks import ConfigError
 from data.masks import DataError
-from diffusion import DiffusionModule, Edit
+from diffusion import DiffusionModule
+from samplers.generates import Edit
 from scripts.generate_masks import generate_to_folder, planned
 
 

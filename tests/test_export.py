@@ -20,6 +20,7 @@ from models.export import KEY
 from scripts.evaluate import main as evaluate
 from scripts.export import main as export
 from scripts.generate_masks import main as generate
+from scripts.mask_model import load_mask_model
 from scripts.train_stage_2 import main as train_stage_2
 
 LARGEST = 14e6  # bytes
@@ -39,10 +40,14 @@ def checkpoint(tiny_diffusion: DiffusionModule, tmp_path: Path) -> Path:
     return tmp_path / "a.ckpt"
 
 
-def masks(path: Path | str) -> torch.Tensor:
-    module = load_diffusion(path)
+def masks(path: Path | str, load: Callable[[Path | str], Any] = load_diffusion) -> torch.Tensor:
+    module = load(path)
     noise = torch.randn(2, *module.latent_shape, generator=torch.Generator().manual_seed(0))
     return module.generate(["a cat", "a bird"], noise, steps=2)
+
+
+def test_what_generates_needs_no_training_module(checkpoint: Path) -> None:
+    assert torch.equal(masks(checkpoint, load_mask_model), masks(checkpoint))
 
 
 WEIGHT = "average.conv_out.weight"
@@ -65,6 +70,9 @@ def test_parts_that_do_not_fit_are_one_kind_of_error(checkpoint: Path, damage: s
     torch.save(content, checkpoint)
     with pytest.raises(CheckpointError, match=r"a\.ckpt: its weights and its config do not fit .*; make one with: "):
         load_diffusion(checkpoint)
+    if damage != "a tensor is too many":  # as the training's own networks are
+        with pytest.raises(CheckpointError, match="its weights and its config do not fit"):
+            load_mask_model(checkpoint)
 
 
 def test_an_export_in_fp32_draws_what_its_checkpoint_draws(checkpoint: Path, tmp_path: Path) -> None:

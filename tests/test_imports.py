@@ -71,3 +71,19 @@ def test_help_shows_fields_without_importing_torch(command: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout
     assert time.monotonic() - begin < 20  # a hang, not a speed: benchmarks measure speed
+
+
+def test_generating_needs_neither_lightning_nor_transformers() -> None:
+    """Importing them takes longer than drawing a mask."""
+    code = (
+        "import sys\n"
+        "import scripts.edits, scripts.generate_masks, scripts.mask_files, scripts.ranks\n"
+        "from configs.shipped import checkpoint_path\n"
+        "from scripts.mask_model import load_mask_model\n"
+        "from scripts.seeded import recipes\n"
+        "load_mask_model(checkpoint_path('animals'))\n"
+        "heavy = {'lightning', 'transformers', 'torchmetrics', 'torchvision', 'scipy', 'torch._dynamo'}\n"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -13,12 +13,12 @@ import torch
 
 from configs.generate_cfg import GenerateCfg
 from configs.shipped import checkpoint_path
-from diffusion import DiffusionModule, load_diffusion
 from samplers import Guidance
 from scripts.benchmarks.report import Report, elapsed, interleaved
 from scripts.benchmarks.training import Setting
 from scripts.generate_masks import draw_masks, generate_to_folder, write_masks
 from scripts.mask_files import Plan
+from scripts.mask_model import MaskModel, load_mask_model
 from scripts.seeded import Recipe
 
 ANIMALS = tuple(f"a {name}" for name in ("giraffe", "horse", "cat", "bird", "cow", "bear", "zebra", "dog", "sheep"))
@@ -26,12 +26,12 @@ BATCH = 64
 MODEL = "animals"
 
 
-def shipped(device: torch.device) -> DiffusionModule:
+def shipped(device: torch.device) -> MaskModel:
     """The 32-pixel model that comes with the project."""
-    return load_diffusion(checkpoint_path(MODEL), device)
+    return load_mask_model(checkpoint_path(MODEL), device)
 
 
-def to_files(module: DiffusionModule, count: int, steps: int, setting: Setting, **options: Any) -> float:
+def to_files(module: MaskModel, count: int, steps: int, setting: Setting, **options: Any) -> float:
     """Seconds of writing ``count`` masks, or up to eight more, into an empty folder."""
     with tempfile.TemporaryDirectory() as folder:
         cfg = GenerateCfg(
@@ -41,7 +41,7 @@ def to_files(module: DiffusionModule, count: int, steps: int, setting: Setting, 
         return elapsed(lambda: generate_to_folder(module, cfg), setting.device)
 
 
-def bare(module: DiffusionModule, setting: Setting) -> Callable[[], object]:
+def bare(module: MaskModel, setting: Setting) -> Callable[[], object]:
     """One batch through the network in one step and through the decoder, with its inputs at hand."""
     noise = torch.randn(BATCH, *module.latent_shape, device=setting.device)
     cond = module.encode_text([ANIMALS[row % len(ANIMALS)] for row in range(BATCH)], setting.device)

@@ -1,0 +1,48 @@
+"""What draws masks from prompts, without what trains it: importing Lightning takes longer than drawing a mask."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from configs.autoencoder_cfg import Stage1Cfg
+from configs.cli import from_dict
+from configs.diffusion_cfg import Stage2Cfg
+from models import build_backbone
+from models.checkpoint import read_checkpoint, whole
+from models.codec import Autoencoder
+from models.export import KEY, averaged, with_twins
+from models.text import TextEncoder
+from samplers import build_sampler
+from samplers.generates import Generates
+
+MAKE = "bash scripts/train_stage_2.sh"
+
+
+class MaskModel(Generates, nn.Module):
+    """The averaged network, the autoencoder and the text encoder of a trained stage 2, in eval mode."""
+
+    def __init__(self, cfg: Stage2Cfg, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.cfg = cfg
+        self.autoencoder = autoencoder
+        self.latent_shape = autoencoder.latent_shape
+        self.sampler = build_sampler(cfg.sampler)
+        self.encode_text = TextEncoder(cfg.text)
+        self.average = build_backbone(cfg.backbone, self.latent_shape, self.encode_text.features, cfg.text.width)
+        self.eval().requires_grad_(False)
+
+
+def load_mask_model(path: str | Path, device: str | torch.device = "cpu") -> MaskModel:
+    """The model of a stage-2 checkpoint or export on ``device``. Raises CheckpointError."""
+    content = read_checkpoint(path, "diffusion", MAKE)
+    about = content[KEY]
+    with whole(path, MAKE):
+        autoencoder = Autoencoder(from_dict(Stage1Cfg, about["autoencoder"]))
+        model = MaskModel(from_dict(Stage2Cfg, about["config"]), autoencoder)
+        state = with_twins(averaged(content["state_dict"], torch.float32))
+        twins = [name for name in state if name.startswith(("net.", "teacher."))]  # training needs them
+        model.load_state_dict({name: value for name, value in state.items() if name not in twins})
+    return model.to(device)
