@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from configs.trainer_cfg import OptimCfg
-from diffusion import DiffusionModule
 from samplers import When
 from scripts.benchmarks.generation import ANIMALS, BATCH, shipped, to_files
 from scripts.benchmarks.report import Report, elapsed, interleaved
 from scripts.benchmarks.step import autocast, optimised, stage_2_step, timed
 from scripts.benchmarks.training import Setting
+from scripts.mask_model import MaskModel
 
 
 def size(net: nn.Module) -> int:
@@ -35,7 +35,7 @@ def nearest(make: Callable[[int], Any], widths: range, wanted: int) -> Any:
     return make(min(widths, key=miss))
 
 
-def networks(module: DiffusionModule) -> tuple[Any, Any]:
+def networks(module: MaskModel) -> tuple[Any, Any]:
     """diffusers' UNet2DConditionModel and AutoencoderKL of as many parameters and levels as those of ``module``."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -60,7 +60,7 @@ def networks(module: DiffusionModule) -> tuple[Any, Any]:
 
     widths = range(16, 257, 4)
     return (
-        nearest(unet, widths, size(module.net)).eval(), nearest(vae, widths, size(module.autoencoder.average)).eval()
+        nearest(unet, widths, size(module.average)).eval(), nearest(vae, widths, size(module.autoencoder.average)).eval()
     )
 
 
@@ -91,7 +91,7 @@ def compare(setting: Setting, report: Report) -> None:
 
     module, device = shipped(setting.device), setting.device
     unet, vae = networks(module)
-    report.ratio("rival_unet_parameters_to_ours", [size(unet)], [size(module.net)])
+    report.ratio("rival_unet_parameters_to_ours", [size(unet)], [size(module.average)])
     report.ratio("rival_vae_parameters_to_ours", [size(vae)], [size(module.autoencoder.average)])
     cond = module.encode_text([ANIMALS[row % len(ANIMALS)] for row in range(BATCH)], device)
     noise = torch.randn(BATCH, *module.latent_shape, device=device)
@@ -131,7 +131,7 @@ def compare(setting: Setting, report: Report) -> None:
     report.ratio("rival_training_step_to_ours", times["theirs"], times["ours"], ">= 1.5")
 
 
-def their_step(unet: Any, rows: int, module: DiffusionModule, setting: Setting) -> Callable[[When], None]:
+def their_step(unet: Any, rows: int, module: MaskModel, setting: Setting) -> Callable[[When], None]:
     """Noise prediction with diffusers' network and two averages of it, in the precision and layout of ours."""
     from models.ema import frozen_twin
 
