@@ -2,8 +2,9 @@
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-from configs.checks import fraction, non_negative, require
+from configs.checks import fraction, non_negative, one_of, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,8 +27,12 @@ class SamplingCfg:
     """CFG-Zero*: scale the answer without prompt so that it is nearest to the one with it (flow, heun, dpmpp ...)."""
     zero_init: float = 0.0
     """CFG-Zero*: share of the first steps that leave the noise as it is, such as 0.04 (flow, heun, dpmpp ...)."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """fp32: a seed gives the same mask at any batch size; bf16: faster where the hardware has it, but a few pixels may
+    differ."""
 
     def __post_init__(self) -> None:
+        one_of("precision", self.precision, ("fp32", "bf16"))
         if self.eta is not None:
             fraction("eta", self.eta)
         require(math.isfinite(self.shift) and self.shift > 0, "shift", self.shift, "a positive number (1: none)")

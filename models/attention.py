@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.blocks import group_norm
+from models.norm import GroupNorm
 
 Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -88,7 +88,7 @@ class PixelAttention(nn.Module):
             raise ValueError(f"{channels} channels cannot be split into heads of {head_channels}")
         self.heads = channels // head_channels
         self.kernel = kernel
-        self.norm = group_norm(channels)
+        self.norm = GroupNorm(channels)
         self.qkv = nn.Linear(channels, 3 * channels)
         self.token_kv = nn.Linear(token_channels, 2 * channels)
         self.out = nn.Linear(channels, channels)

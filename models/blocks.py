@@ -4,12 +4,8 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with at most 32 groups of at least 4 channels."""
-    return nn.GroupNorm(max(1, min(32, channels // 4)), channels)
+from models.norm import GroupNorm
 
 
 class NumberEmbedding(nn.Module):
@@ -41,10 +37,10 @@ class ResBlock(nn.Module):
 
     def __init__(self, channels: int, out_channels: int, emb_channels: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
-        self.norm1 = group_norm(channels)
+        self.norm1 = GroupNorm(channels, act=True)
         self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
         self.modulation = nn.Linear(emb_channels, 2 * out_channels) if emb_channels else None
-        self.norm2 = group_norm(out_channels)
+        self.norm2 = GroupNorm(out_channels, act=True)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
@@ -54,8 +50,9 @@ class ResBlock(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         """x [B,C,H,W], emb [B,E] -> [B,C',H,W]."""
-        h = self.norm2(self.conv1(F.silu(self.norm1(x))))
+        h = self.conv1(self.norm1(x))
         if self.modulation is not None and emb is not None:
-            scale, shift = self.modulation(emb)[:, :, None, None].chunk(2, dim=1)
-            h = torch.addcmul(shift, h, 1 + scale)
-        return self.skip(x) + self.conv2(self.dropout(F.silu(h)))
+            h = self.norm2(h, *self.modulation(emb).chunk(2, dim=1))
+        else:
+            h = self.norm2(h)
+        return self.skip(x) + self.conv2(self.dropout(h))

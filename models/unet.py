@@ -6,13 +6,13 @@ from typing import cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from configs.backbone_cfg import UNetCfg
 from configs.checks import ConfigError
 from models.attention import PixelAttention
 from models.backbone import Backbone
-from models.blocks import ResBlock, group_norm
+from models.blocks import ResBlock
+from models.norm import GroupNorm
 from models.text import Condition
 from models.wavelet import ConvDown, ConvUp, WaveletDown, WaveletUp
 
@@ -95,7 +95,7 @@ class WaveletUNet(Backbone):
                 current = below
                 size *= 2
 
-        self.norm_out = group_norm(current)
+        self.norm_out = GroupNorm(current, act=True)
         self.conv_out = nn.Conv2d(current, latent_channels, 3, padding=1)
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]  # made with a bias
@@ -124,4 +124,4 @@ class WaveletUNet(Backbone):
                 h = stage(torch.cat([h, skips.pop()], dim=1), emb, tokens, keep)
             if level < len(self.grow):
                 h = self.grow[level](h, emb, bands.pop())
-        return self.conv_out(F.silu(self.norm_out(h))).float()
+        return self.conv_out(self.norm_out(h)).float()

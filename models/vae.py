@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from configs.autoencoder_cfg import AutoencoderCfg
-from models.blocks import ResBlock, group_norm
+from models.blocks import ResBlock
+from models.norm import GroupNorm
 
 FEATURE_FLOOR = 1e-4
 PROBABILITY_SCALE = 4.0  # a pixel that flips counts like a feature that changes wholly
@@ -39,7 +40,7 @@ class VAE(nn.Module):
             if level:
                 encoder.append(nn.Conv2d(widths[level - 1], wide, 3, stride=2, padding=1))
             encoder += [ResBlock(wide, wide) for _ in range(cfg.blocks)]
-        encoder += [group_norm(widths[-1]), nn.SiLU(), nn.Conv2d(widths[-1], 2 * cfg.latent_channels, 1)]
+        encoder += [GroupNorm(widths[-1], act=True), nn.Identity(), nn.Conv2d(widths[-1], 2 * cfg.latent_channels, 1)]
 
         decoder: list[nn.Module] = [nn.Conv2d(cfg.latent_channels, widths[-1], 3, padding=1)]
         for level in reversed(range(len(widths))):
@@ -47,7 +48,7 @@ class VAE(nn.Module):
             if level:
                 decoder.append(nn.Upsample(scale_factor=2.0, mode="nearest"))
                 decoder.append(nn.Conv2d(widths[level], widths[level - 1], 3, padding=1))
-        decoder += [group_norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], image_channels, 3, padding=1)]
+        decoder += [GroupNorm(widths[0], act=True), nn.Identity(), nn.Conv2d(widths[0], image_channels, 3, padding=1)]
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder)
 

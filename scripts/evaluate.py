@@ -35,15 +35,15 @@ def main(argv: list[str] | None = None) -> None:
     cfg: EvaluateCfg = parse(EvaluateCfg, args, "python -m scripts.evaluate", "Judge a stage-2 checkpoint.")
     with refuse_kindly("evaluate"):
         from data.sources import load_splits
-        from diffusion import load_diffusion
         from metrics.comparison import as_row, quality_figure
         from metrics.report import as_table
         from models.checkpoint import file_hash
+        from scripts.mask_model import load_mask_model
         from scripts.seeded import choose_device
 
         path = checkpoint_path(cfg.checkpoint)
         print(f"{as_text(cfg)}\nmodel: {path}", flush=True)
-        module = load_diffusion(path, choose_device(cfg.accelerator))
+        module = load_mask_model(path, choose_device(cfg.accelerator))
         if module.cfg.data.channels != 1:
             raise ConfigError("this checkpoint draws ordinary images, but evaluate judges binary masks only")
         report = evaluate(module, *load_splits(module.cfg.data), cfg)

@@ -133,7 +133,8 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
         "eta": getattr(sampler.cfg, "eta", None), "guidance": cfg.guidance, "guidance_from": cfg.guidance_from,
         "guidance_to": cfg.guidance_to, "cfg_zero": cfg.cfg_zero, "zero_init": cfg.zero_init,
-        "threshold": cfg.threshold, "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
+        "threshold": cfg.threshold, "precision": cfg.precision,
+        "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
     }  # fmt: skip
     further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about}
     shared |= {name: value for name, value in further.items() if value is not None}

@@ -45,4 +45,4 @@ def load_mask_model(path: str | Path, device: str | torch.device = "cpu") -> Mas
         state = with_twins(averaged(content["state_dict"], torch.float32))
         twins = [name for name in state if name.startswith(("net.", "teacher."))]  # training needs them
         model.load_state_dict({name: value for name, value in state.items() if name not in twins})
-    return model.to(device)
+    return model.to(device).to(memory_format=torch.channels_last)  # the faster one to draw with

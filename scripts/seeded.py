@@ -43,6 +43,8 @@ class Recipe:
     """The same for the seed."""
     edit: "Edit | None" = None
     """A given mask to start from or to keep part of."""
+    bf16: bool = False
+    """Whether the networks run in bfloat16; masks may then differ in a few pixels with the batch they are drawn in."""
 
 
 def build_sampler_for(trained: Any, name: str, eta: float | None = None) -> Solver:
@@ -71,6 +73,7 @@ def recipes(
         ConfigError: a step count, times or guidance that this sampler cannot take.
     """
     guidance = Guidance(cfg.guidance, cfg.guidance_from, cfg.guidance_to, cfg.cfg_zero, cfg.zero_init)
+    further["bf16"] = cfg.precision == "bf16"
     edit = further.get("edit")
     start = 1 - edit.strength if edit else 0.0
     try:
@@ -134,7 +137,7 @@ def draw(
         how["edit"] = recipe.edit
     # TF32 keeps ten bits of a product: rounding would then exceed DOUBT.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
-    with torch.inference_mode(), exact:
+    with torch.inference_mode(), exact, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
         p = module.generate(
             list(prompts), noise, sampler=recipe.sampler, steps=None if recipe.times else recipe.steps,
             times=recipe.times, shift=recipe.shift, guidance=recipe.guidance, randn=randn, **how,
@@ -148,11 +151,11 @@ def decided(
 ) -> list[Tensor]:
     """Probabilities [C,H,W] of one batch's masks (see ``draw``); thresholded, a mask is the same in any batch.
 
-    Ordinary images (C = 3) are not drawn again: theirs can differ by one grey level.
+    Ordinary images (C = 3) are not drawn again: theirs can differ by one grey level. Nor is anything in bf16.
     """
     drawn = draw(module, prompts, seeds, recipe, device, blends)
     masks = list(drawn)
-    if len(masks) > 1 and drawn.shape[1] == 1:
+    if len(masks) > 1 and drawn.shape[1] == 1 and not recipe.bf16:
         for row in ((drawn - threshold).abs() < DOUBT).flatten(1).any(1).nonzero().flatten().tolist():
             one = slice(row, row + 1)
             masks[row] = draw(module, prompts[one], seeds[one], recipe, device, blends[one])[0]

@@ -21,6 +21,7 @@ from scripts.evaluate import main as evaluate
 from scripts.export import main as export
 from scripts.generate_masks import main as generate
 from scripts.mask_model import load_mask_model
+from scripts.seeded import Recipe, draw
 from scripts.train_stage_2 import main as train_stage_2
 
 LARGEST = 14e6  # bytes
@@ -47,7 +48,7 @@ def masks(path: Path | str, load: Callable[[Path | str], Any] = load_diffusion) 
 
 
 def test_what_generates_needs_no_training_module(checkpoint: Path) -> None:
-    assert torch.equal(masks(checkpoint, load_mask_model), masks(checkpoint))
+    torch.testing.assert_close(masks(checkpoint, load_mask_model), masks(checkpoint), rtol=0, atol=1e-5)
 
 
 WEIGHT = "average.conv_out.weight"
@@ -209,3 +210,13 @@ def test_a_model_that_cannot_begin_this_training_is_refused(
         train_stage_2(["animals-tiny", *args, "--train.run-dir", str(tmp_path / "run")])
     assert said in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_bf16_draws_nearly_the_same_masks(checkpoint: Path) -> None:
+    model = load_mask_model(checkpoint)
+    way = Recipe(model.sampler, 1)
+    fp32, bf16 = (
+        draw(model, ["a cat"] * 4, [0, 1, 2, 3], replace(way, bf16=low), torch.device("cpu")) for low in (False, True)
+    )
+    assert bf16.dtype == torch.float32
+    assert 0 < (fp32 - bf16).abs().max() < 0.1

@@ -93,7 +93,7 @@ def test_the_manifest_says_how_each_file_was_made_and_reads_back_as_a_training_s
     assert manifest[0] == {
         "file_name": "a-cat-s01-0000.png", "text": "a cat", "seed": 0, "steps": 1, "times": None, "shift": 1.0,
         "sampler": "shortcut", "eta": None, "guidance": 1.0, "guidance_from": 0.0, "guidance_to": 1.0,
-        "cfg_zero": False, "zero_init": 0.0, "threshold": 0.5, "one_bit": False,
+        "cfg_zero": False, "zero_init": 0.0, "threshold": 0.5, "precision": "fp32", "one_bit": False,
         "checkpoint": hashlib.sha256(b"weights").hexdigest(),
     }  # fmt: skip
     for row in manifest:

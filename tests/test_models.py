@@ -26,6 +26,7 @@ from models.backbone import bounded
 from models.checkpoint import CheckpointError, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.minilm import Bert
+from models.norm import GroupNorm
 from models.sharding import shard_parts
 from models.text import Condition, Pretrained, TextEncoder, clean_prompt, locate_encoder
 from models.vae import LOGVAR_RANGE, VAE, Posterior, kl_divergence, mask_loss, soft_dice_loss
@@ -460,3 +461,19 @@ def test_the_xformers_call_means_the_same_attention(monkeypatch: pytest.MonkeyPa
     keep = torch.rand(2, 9, generator=generator) < 0.7
     keep[:, 0] = True
     torch.testing.assert_close(attention._xformers(q, k, v, keep), attention.sdpa(q, k, v, keep), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("modulated", [False, True])
+def test_the_norm_of_bf16_channels_last_is_that_of_torch(modulated: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    norm = GroupNorm(24, act=True)
+    for part in norm.parameters():
+        nn.init.normal_(part, generator=generator)
+    x = 3 + 2 * torch.randn(4, 24, 6, 6, generator=generator).bfloat16()
+    rows = torch.randn(2, 4, 24, generator=generator).unbind() if modulated else ()
+    wanted = norm(x.float(), *rows)
+    with torch.no_grad():
+        found = norm(x.to(memory_format=torch.channels_last), *rows)
+        assert torch.equal(found, norm.by_channels(x, *rows))  # the way that is tested is the one that is taken
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), wanted, rtol=2**-8, atol=1e-5)

@@ -59,9 +59,8 @@ def networks(module: MaskModel) -> tuple[Any, Any]:
         )  # fmt: skip
 
     widths = range(16, 257, 4)
-    return (
-        nearest(unet, widths, size(module.average)).eval(), nearest(vae, widths, size(module.autoencoder.average)).eval()
-    )
+    ours = size(module.average), size(module.autoencoder.average)
+    return nearest(unet, widths, ours[0]).eval(), nearest(vae, widths, ours[1]).eval()
 
 
 def sampled(unet: Any, vae: Any, scheduler: Any, steps: int, states: Tensor, noise: Tensor, folder: Path) -> None:
@@ -114,7 +113,8 @@ def compare(setting: Setting, report: Report) -> None:
             return elapsed(lambda: sampled(unet, vae, scheduler, steps, states, start, Path(folder)), device) / BATCH
 
     count = (256 if setting.cfg.quick else 1000) // len(ANIMALS) * len(ANIMALS)
-    runs = {"ours": lambda: to_files(module, count, 1, setting) / count}
+    precision = "bf16" if setting.bf16 else "fp32"
+    runs = {"ours": lambda: to_files(module, count, 1, setting, precision=precision) / count}
     for name, how in samplers.items():
         runs[name] = partial(theirs, *how)
     times = interleaved(runs, max(2, setting.cfg.rounds // 3))
