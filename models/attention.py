@@ -15,8 +15,10 @@ Kernel = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
 def sdpa(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
     """torch's scaled dot-product attention. q [B,heads,N,d], k v [B,heads,M,d], keep [B,M] bool -> [B,heads,N,d]."""
-    if q.device.type == "cpu":  # torch's fused CPU kernel has a slow backward at the few tokens of a latent
+    if q.device.type == "cpu":
         bias = torch.zeros(keep.shape, dtype=q.dtype).masked_fill_(~keep, float("-inf"))[:, None, None, :]
+        if not torch.is_grad_enabled():  # torch's fused CPU kernel has a slow backward at the few tokens of a latent
+            return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3)) + bias  # [B,heads,N,M]
         return torch.matmul(scores.softmax(dim=3).to(v.dtype), v)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])

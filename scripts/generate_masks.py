@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
             model = checkpoint_path(cfg.checkpoint)
             if ranks.rank == 0:
                 print(f"{as_text(cfg)}\nmodel: {model}", flush=True)
-            module = load_mask_model(model, choose_device(cfg.accelerator))
+            module = load_mask_model(model, choose_device(cfg.accelerator), cfg.precision == "bf16")
             module.encode_text.cache_size = PROMPTS_KEPT
             out = generate_to_folder(module, cfg, ranks)
             if ranks.rank == 0:

@@ -35,8 +35,11 @@ class MaskModel(Generates, nn.Module):
         self.eval().requires_grad_(False)
 
 
-def load_mask_model(path: str | Path, device: str | torch.device = "cpu") -> MaskModel:
-    """The model of a stage-2 checkpoint or export on ``device``. Raises CheckpointError."""
+def load_mask_model(path: str | Path, device: str | torch.device = "cpu", bf16: bool = False) -> MaskModel:
+    """The model of a stage-2 checkpoint or export on ``device``. Raises CheckpointError.
+
+    ``bf16``: for drawing in bfloat16 only, with the weights that autocast would convert at every call converted once.
+    """
     content = read_checkpoint(path, "diffusion", MAKE)
     about = content[KEY]
     with whole(path, MAKE):
@@ -45,4 +48,7 @@ def load_mask_model(path: str | Path, device: str | torch.device = "cpu") -> Mas
         state = with_twins(averaged(content["state_dict"], torch.float32))
         twins = [name for name in state if name.startswith(("net.", "teacher."))]  # training needs them
         model.load_state_dict({name: value for name, value in state.items() if name not in twins})
+    for layer in model.modules() if bf16 else ():
+        if isinstance(layer, (nn.Conv2d, nn.Linear)):
+            layer.to(torch.bfloat16)
     return model.to(device).to(memory_format=torch.channels_last)  # the faster one to draw with

@@ -214,9 +214,11 @@ def test_a_model_that_cannot_begin_this_training_is_refused(
 
 def test_bf16_draws_nearly_the_same_masks(checkpoint: Path) -> None:
     model = load_mask_model(checkpoint)
-    way = Recipe(model.sampler, 1)
+    way, cpu = Recipe(model.sampler, 1), torch.device("cpu")
     fp32, bf16 = (
-        draw(model, ["a cat"] * 4, [0, 1, 2, 3], replace(way, bf16=low), torch.device("cpu")) for low in (False, True)
+        draw(model, ["a cat"] * 4, [0, 1, 2, 3], replace(way, bf16=low), cpu) for low in (False, True)
     )
     assert bf16.dtype == torch.float32
     assert 0 < (fp32 - bf16).abs().max() < 0.1
+    frozen = draw(load_mask_model(checkpoint, bf16=True), ["a cat"] * 4, [0, 1, 2, 3], replace(way, bf16=True), cpu)
+    assert (fp32 - frozen).abs().max() < 0.1

@@ -27,9 +27,9 @@ BATCH = 64
 MODEL = "animals"
 
 
-def shipped(device: torch.device) -> MaskModel:
+def shipped(device: torch.device, bf16: bool = False) -> MaskModel:
     """The 32-pixel model that comes with the project."""
-    return load_mask_model(checkpoint_path(MODEL), device)
+    return load_mask_model(checkpoint_path(MODEL), device, bf16)
 
 
 def to_files(module: MaskModel, count: int, steps: int, setting: Setting, **options: Any) -> float:
@@ -58,7 +58,8 @@ def bare(module: MaskModel, setting: Setting) -> Callable[[], object]:
 def speed(setting: Setting, report: Report) -> None:
     """Masks from prompts to files in one step, what they cost beside the bare networks, and where the time goes."""
     report.title(f"Generation of {MODEL} in one step, batches of {BATCH}, in the faster precision")
-    module, device = shipped(setting.device), setting.device
+    module, device = shipped(setting.device, setting.bf16), setting.device
+    exact = shipped(device)
     batches = 4 if setting.cfg.quick else 16
     count = BATCH * batches // len(ANIMALS) * len(ANIMALS)
     forward = bare(module, setting)
@@ -81,7 +82,7 @@ def speed(setting: Setting, report: Report) -> None:
     times = interleaved(
         {
             "files": lambda: to_files(module, count, 1, setting, precision=precision) / count,
-            "files_fp32": lambda: to_files(module, count, 1, setting) / count,
+            "files_fp32": lambda: to_files(exact, count, 1, setting) / count,
             "bare": lambda: elapsed(lambda: [forward() for _ in range(batches)], device) / (BATCH * batches),
             "draw": lambda: elapsed(draw_all, device) / (BATCH * batches),
             "write": lambda: elapsed(write_all, device) / (BATCH * batches),

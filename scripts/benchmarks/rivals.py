@@ -88,7 +88,7 @@ def compare(setting: Setting, report: Report) -> None:
 
     logging.set_verbosity_error()
 
-    module, device = shipped(setting.device), setting.device
+    module, device = shipped(setting.device, setting.bf16), setting.device
     unet, vae = networks(module)
     report.ratio("rival_unet_parameters_to_ours", [size(unet)], [size(module.average)])
     report.ratio("rival_vae_parameters_to_ours", [size(vae)], [size(module.autoencoder.average)])
