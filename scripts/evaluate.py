@@ -43,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
 
         path = checkpoint_path(cfg.checkpoint)
         print(f"{as_text(cfg)}\nmodel: {path}", flush=True)
-        module = load_mask_model(path, choose_device(cfg.accelerator), cfg.precision == "bf16")
+        module = load_mask_model(path, choose_device(cfg.accelerator))
         if module.cfg.data.channels != 1:
             raise ConfigError("this checkpoint draws ordinary images, but evaluate judges binary masks only")
         report = evaluate(module, *load_splits(module.cfg.data), cfg)
