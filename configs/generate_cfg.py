@@ -38,7 +38,7 @@ class GenerateCfg(SamplingCfg):
     """Likewise from the noise of SEED to that of this seed."""
     init_mask: str = ""
     """Image file of a mask to start from: variations of it, or inpainting with --keep."""
-    strength: float = 0.7
+    strength: float = 0.8
     """How much of INIT_MASK is drawn anew: near 0 hardly anything, 1 all of it (it then matters to --keep alone)."""
     keep: str = ""
     """The region of INIT_MASK that stays as it is: a mask file of the same size (white stays), or a box of its pixels,

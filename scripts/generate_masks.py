@@ -160,7 +160,7 @@ def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: li
 
 
 def draw_grid(out: Path, plan: Plan, cell: int) -> None:
-    """grid.png: the first masks of the first prompts, a block per step count."""
+    """grid.png: the first masks of the first prompts (or some from all of a way), a block per step count."""
     import numpy as np
     from PIL import Image
 
@@ -168,9 +168,10 @@ def draw_grid(out: Path, plan: Plan, cell: int) -> None:
 
     columns = min(plan.num, max(4, GRID_COLUMNS // len(plan.steps)))
     shown = plan.prompts[:GRID_ROWS]
+    picked = [round(k * (plan.num - 1) / max(1, columns - 1)) if plan.on_a_way else k for k in range(columns)]
     blocks = {}
     for steps in plan.steps:
-        names = [[plan.name(row * plan.num + k, steps) for k in range(columns)] for row in range(len(shown))]
+        names = [[plan.name(row * plan.num + k, steps) for k in picked] for row in range(len(shown))]
         masks = [[np.asarray(Image.open(out / name)) for name in row] for row in names]
         blocks[f"{steps} step{'s' if steps > 1 else ''}"] = masks
     mask_grid(blocks, shown, cell).save(out / "grid.png")

@@ -7,12 +7,21 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_sampler_base import MEANS, every_pair, noise, row_noise
+from test_sampler_base import MEANS, noise, row_noise
 from torch import Tensor
 
 from configs.checks import ConfigError
-from configs.sampler_cfg import DDPMCfg, FlowCfg, FlowMapCfg, SamplerCfg, ShortcutCfg, SplitCfg, TrajectoryCfg
-from samplers import SAMPLERS, Guidance, Solver, build_sampler, sampler_for
+from configs.sampler_cfg import (
+    DDIMCfg,
+    DDPMCfg,
+    FlowCfg,
+    FlowMapCfg,
+    SamplerCfg,
+    ShortcutCfg,
+    SplitCfg,
+    TrajectoryCfg,
+)
+from samplers import SAMPLERS, Guidance, Solver, build_sampler, sampler_for, solvers_of
 from samplers.between import Between, noise_between
 from samplers.bridge import Straight
 from samplers.known import Known
@@ -20,6 +29,14 @@ from tests.gaussian import FlowMap, Prompt, column, exact_net, prompts, toy_net
 
 GIVEN = torch.linspace(-2, 2, 12, dtype=torch.float64).view(3, 1, 2, 2)
 LEFT = torch.tensor([[True, False], [True, False]])
+every_pair = pytest.mark.parametrize(
+    "sampler",
+    [
+        pytest.param(sampler_for(cfg, name), id=f"{name}-on-{type(cfg).__name__}")
+        for cfg in (FlowCfg(), ShortcutCfg(), TrajectoryCfg(), DDPMCfg())
+        for name in solvers_of(cfg)
+    ] + [pytest.param(build_sampler(DDIMCfg(eta=0.5)), id="ddim-half")],
+)
 
 
 def sample(sampler: Solver, net: Any = toy_net, cond: Any = None, **how: Any) -> Tensor:
