@@ -25,9 +25,9 @@ FILES_KEPT = 3600
 """Seconds for which downloads are kept."""
 PAINTED, ALL = "only what I paint over", "all of it (a variation)"
 SAMPLERS_SAID = {
-    "trajectory": "jumps, as trained", "shortcut": "jumps, as trained", "restart": "jumps from fresh noise (2 to 4)",
-    "flow": "Euler (16 or more)", "heun": "2nd order, two calls a step", "dpmpp": "DPM-Solver++ 2M (8 or more)",
-    "ddim": "deterministic (16 or more)", "ddpm": "ancestral (64 or more)",
+    "restart": "each step from fresh noise, 2 to 4 steps", "flow": "Euler, 16 steps or more",
+    "heun": "second order, two calls a step", "dpmpp": "DPM-Solver++ 2M, 8 steps or more",
+    "ddim": "deterministic, 16 steps or more", "ddpm": "ancestral, 64 steps or more",
 }  # fmt: skip
 CSS = """
 .gradio-container { max-width: 1180px !important; margin: 0 auto !important; }
@@ -40,7 +40,8 @@ footer { display: none !important; }
 .masks .waiting > div { background: repeating-linear-gradient(135deg, #e7e5e4 0 8px, #f5f5f4 8px 16px); }
 .dark .masks .waiting > div { background: repeating-linear-gradient(135deg, #1e293b 0 8px, #273449 8px 16px); }
 .masks figcaption { font-size: .78rem; text-align: center; padding-top: 3px; opacity: .8; white-space: nowrap; }
-.summary { font-size: .95rem; padding: 2px; } .empty { opacity: .6; padding: 3rem 1rem; text-align: center; }
+.summary { font-size: .95rem; padding: 2px; } #summary, #grid, #message { padding: 0 !important; }
+#from-grid button { align-self: end; } .empty { opacity: .6; padding: 3rem 1rem; text-align: center; }
 .message { border-left: 4px solid #dc2626; background: #fef2f2; color: #7f1d1d; padding: .7rem .9rem;
            border-radius: 6px; }
 """
@@ -50,7 +51,8 @@ EMPTY = "<div class='empty'>Masks appear here. A click on one saves it with its 
 def theme(gradio: Any) -> Any:
     """Fonts of the visitor's system, so that the page asks no other server for any."""
     fonts = ["system-ui", "sans-serif"]
-    return gradio.themes.Soft(primary_hue="orange", neutral_hue="slate", font=fonts, font_mono=["monospace"])
+    colours = gradio.themes.Default(primary_hue="orange", neutral_hue="slate", font=fonts, font_mono=["monospace"])
+    return colours.set(body_background_fill="#faf9f6", block_title_text_weight="600")
 
 
 def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
@@ -61,12 +63,12 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
     with gr.Blocks(title="Masks from prompts", analytics_enabled=False, delete_cache=(600, FILES_KEPT)) as page:
         size = module.cfg.data.image_size
         gr.Markdown(
-            f"# Masks from prompts\nModel `{model}`, {size}x{size} pixels. One network step is enough; "
-            "more steps cost time and mend ragged edges.", elem_id="title",
+            f"# Masks from prompts\nModel `{model}`, masks of {size}x{size} pixels in 1 to {MOST_STEPS} network steps. "
+            "The same seed and settings give the same mask.", elem_id="title",
         )
         last: Any = gr.State(None)  # the result that is shown, of this visitor
         with gr.Row():
-            with gr.Column(scale=5, min_width=340):
+            with gr.Column(scale=6, min_width=340):
                 with gr.Tabs():
                     with gr.Tab("Prompt", id="prompt"):
                         prompt = gr.Textbox(label="Prompt", value="a heart", lines=1, elem_id="prompt")
@@ -75,9 +77,9 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
                             elem_id="negative",
                         )
                         draw = gr.Button("Draw", variant="primary", elem_id="draw")
-                    with gr.Tab("Inpaint and vary", id="inpaint"):
-                        editor, source, anew, strength, inpaint_prompt, inpaint = inpaint_fields()
-                    with gr.Tab("Between two", id="between"):
+                    with gr.Tab("Inpaint", id="inpaint"):
+                        editor, which, source, anew, strength, inpaint_prompt, inpaint = inpaint_fields()
+                    with gr.Tab("Between", id="between"):
                         first, second, to_seed, between = between_fields()
                 with gr.Group():
                     with gr.Row():
@@ -88,21 +90,20 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
                     with gr.Row():
                         guidance = gr.Slider(0, 6, value=1, step=0.1, label="Guidance", elem_id="guidance")
                         seed = gr.Number(value=0, precision=0, label="Seed of the first", elem_id="seed")
-                    with gr.Row():
-                        said = [(f"{n}: {SAMPLERS_SAID[n]}" if n in SAMPLERS_SAID else n, n) for n in names]
-                        sampler = gr.Dropdown(said, value=trained, label="Sampler", elem_id="sampler")
-                        times = gr.Textbox(
-                            label="Irregular times in the place of steps", placeholder="0, 0.3, 0.5, 1",
-                            elem_id="times",
-                        )
+                    said = [(f"{n} ({SAMPLERS_SAID.get(n, 'as trained')})", n) for n in names]
+                    sampler = gr.Dropdown(said, value=trained, label="Sampler", elem_id="sampler")
+                    times = gr.Textbox(
+                        label="Irregular times in the place of steps", placeholder="0, 0.3, 0.5, 1", elem_id="times"
+                    )
             with gr.Column(scale=7, min_width=340):
                 message = gr.HTML(visible=False, elem_id="message")
                 line = gr.HTML("", elem_id="summary")
                 grid = gr.HTML(EMPTY, elem_id="grid")
                 with gr.Row():
-                    stop = gr.Button("Stop", elem_id="stop", interactive=False)
-                    picture = gr.DownloadButton("Grid as PNG", elem_id="png", interactive=False)
-                    archive = gr.DownloadButton("All masks as ZIP", elem_id="zip", interactive=False)
+                    small: dict[str, Any] = {"interactive": False, "size": "md", "min_width": 120}
+                    stop = gr.Button("Stop", elem_id="stop", **small)
+                    picture = gr.DownloadButton("Grid as PNG", elem_id="png", **small)
+                    archive = gr.DownloadButton("Masks as ZIP", elem_id="zip", **small)
 
         outputs = [message, line, grid, picture, archive, stop, last]
         shared = [steps, num, guidance, seed, sampler, times]
@@ -155,25 +156,27 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
         stop.click(
             lambda: gr.update(interactive=False), None, stop, cancels=requests, queue=False, api_visibility="private"
         )
-        source.click(from_grid, [last], [editor, message], show_progress="hidden", api_visibility="private")
+        source.click(from_grid, [last, which], [editor, message], show_progress="hidden", api_visibility="private")
     return page
 
 
 def inpaint_fields() -> tuple[Any, ...]:
-    gr.Markdown("Upload a mask, or take the first one of the grid. Then paint over what is to be drawn anew.")
+    gr.Markdown("Upload a mask, or take one of the grid. Then paint over what is to be drawn anew.")
     editor = gr.ImageEditor(
         type="filepath", format="png", image_mode="RGBA", sources=("upload", "clipboard"), layers=False, transforms=(),
         brush=gr.Brush(default_size=64, colors=["#f97316"], default_color="#f97316", color_mode="fixed"),
-        canvas_size=(CANVAS, CANVAS), fixed_canvas=True, show_label=False, elem_id="editor", height=420,
+        canvas_size=(CANVAS, CANVAS), fixed_canvas=True, show_label=False, elem_id="editor", height=380,
     )  # fmt: skip
-    source = gr.Button("Take the first mask of the grid", elem_id="take", size="sm")
+    with gr.Row(equal_height=True, elem_id="from-grid"):
+        which = gr.Number(value=1, precision=0, label="Mask of the grid", elem_id="which", min_width=90)
+        source = gr.Button("Take this one", elem_id="take", min_width=120)
     anew = gr.Radio([PAINTED, ALL], value=PAINTED, label="Draw anew", elem_id="anew")
     strength = gr.Slider(
         0.05, 1, value=1, step=0.05, label="Strength", elem_id="strength",
         info="1 starts there from nothing but noise, less from the mask as it is.",
     )
     prompt = gr.Textbox(label="Prompt", value="a heart", elem_id="inpaint-prompt")
-    return editor, source, anew, strength, prompt, gr.Button("Draw anew", variant="primary", elem_id="inpaint")
+    return editor, which, source, anew, strength, prompt, gr.Button("Draw anew", variant="primary", elem_id="inpaint")
 
 
 def between_fields() -> tuple[Any, ...]:
@@ -201,11 +204,17 @@ def complaint(sentence: str) -> list[Any]:
     return [gr.update(value=text, visible=True), *[gr.skip()] * 4, gr.update(interactive=False), gr.skip()]
 
 
-def from_grid(last: Result | None) -> list[Any]:
-    """The first mask that is shown, as large as the drawing area."""
-    if last is None or not last.pixels:
-        return [gr.skip(), complaint("there is no mask yet: draw some on the first tab")[0]]
-    pixels = last.pixels[0]
+def from_grid(last: Result | None, which: Any) -> list[Any]:
+    """A mask that is shown, counted from 1, as large as the drawing area."""
+    shown = len(last.pixels) if last else 0
+    try:
+        number = whole("mask of the grid", which)
+        if not last or not 1 <= number <= shown:
+            rule = f"the grid has masks 1 to {shown}" if shown else "there is none yet: draw some on the first tab"
+            raise ConfigError(f"mask {number} is asked for, but {rule}")
+    except ConfigError as mistake:
+        return [gr.skip(), complaint(str(mistake))[0]]
+    pixels = last.pixels[number - 1]
     enlarged = np.kron(pixels, np.ones((CANVAS // len(pixels),) * 2 + (1,) * (pixels.ndim - 2), np.uint8))
     return [{"background": enlarged, "layers": [], "composite": None}, gr.update(visible=False)]
 
