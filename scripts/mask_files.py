@@ -168,11 +168,8 @@ def to_pixels(p: np.ndarray, threshold: float) -> np.ndarray:
     return (p.transpose(1, 2, 0) * 255).round().clip(0, 255).astype("uint8")
 
 
-def write_png(path: Path, pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> None:
-    """Write a mask with its prompt and parameters as text chunks (``prompt``, and ``parameters`` in JSON).
-
-    A file with this name is always whole. Raises ConfigError where it cannot be written.
-    """
+def png_content(pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> bytes:
+    """A mask as a PNG file with its prompt and parameters as text chunks (``prompt``, and ``parameters`` in JSON)."""
     from PIL import Image
     from PIL.PngImagePlugin import PngInfo
 
@@ -183,9 +180,15 @@ def write_png(path: Path, pixels: np.ndarray, about: dict[str, Any], one_bit: bo
     content = BytesIO()
     one_bit = one_bit and pixels.ndim == 2
     (image.convert("1", dither=Image.Dither.NONE) if one_bit else image).save(content, "png", pnginfo=info)
+    return content.getvalue()
+
+
+def write_png(path: Path, pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> None:
+    """Write ``png_content``. A file with this name is always whole. Raises ConfigError where it cannot be written."""
+    content = png_content(pixels, about, one_bit)
     part = path.with_name(f".{path.name}.part")
     try:
-        part.write_bytes(content.getbuffer())
+        part.write_bytes(content)
         os.replace(part, path)
     except OSError as reason:
         raise ConfigError(f"{path} cannot be written ({reason.strerror}): the masks so far are whole; mend that and go "

@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
-# Make .venv with everything that the project needs, once. Usage: bash scripts/setup.sh [--tests]
+# Make .venv with everything that the project needs, once. Usage: bash scripts/setup.sh [--tests | --demo]
 # PYTHON names another interpreter; PIP_ARGS is handed to pip (for example an index with CPU-only builds of torch).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-wanted=requirements.txt
-[ "${1:-}" = "--tests" ] && wanted=tests/requirements.txt
-stamp=".venv/.$(basename "$(dirname "$wanted")")-installed"
-[ "$wanted" = requirements.txt ] && stamp=.venv/.installed
+case "${1:-}" in
+  --tests) wanted=tests/requirements.txt stamp=.venv/.tests-installed ;;
+  --demo) wanted=scripts/demo-requirements.txt stamp=.venv/.demo-installed ;;
+  *) wanted=requirements.txt stamp=.venv/.installed ;;
+esac
 
 if [ -f "$stamp" ] && cmp -s "$wanted" "$stamp"; then
   exit 0

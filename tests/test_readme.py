@@ -13,6 +13,7 @@ from configs.benchmark_cfg import BenchmarkCfg
 from configs.caption_masks_cfg import CaptionMasksCfg
 from configs.check_data_cfg import CheckDataCfg
 from configs.cli import parse, parse_preset
+from configs.demo_cfg import DemoCfg
 from configs.evaluate_cfg import EvaluateCfg
 from configs.export_cfg import ExportCfg
 from configs.generate_cfg import GenerateCfg
@@ -23,12 +24,13 @@ from samplers import FlowMatching
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+PAGES = TEXT + (ROOT / "docs" / "demo.md").read_text()
 
 
 def commands() -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", TEXT, re.S)
+    blocks = re.findall(r"```bash\n(.*?)```", PAGES, re.S)
     lines = [line for block in blocks for line in block.splitlines() if line.strip()]
-    lines += [code for code in re.findall(r"`((?:bash scripts|\.venv/bin/python -m)[^`]+)`", TEXT) if "[" not in code]
+    lines += [code for code in re.findall(r"`((?:bash scripts|\.venv/bin/python -m)[^`]+)`", PAGES) if "[" not in code]
     return [shlex.split(line, comments=True) for line in lines]
 
 
@@ -56,6 +58,8 @@ def test_every_command_of_the_readme_parses() -> None:
             parse(CaptionMasksCfg, rest, name)
         elif name == "quickstart" and rest:
             parse(QuickstartCfg, rest, name)
+        elif name == "demo":
+            parse(DemoCfg, rest, name)
         elif name == "bakeoff":
             assert parse(BakeoffCfg, rest, name).plan in PLANS
         else:

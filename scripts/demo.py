@@ -1,0 +1,55 @@
+"""Show a model on a page: ``bash scripts/demo.sh``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from configs.cli import as_text, parse
+from configs.demo_cfg import DemoCfg
+from configs.shipped import checkpoint_path
+from scripts.run import refuse_kindly
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = sys.argv[1:] if argv is None else argv
+    cfg: DemoCfg = parse(DemoCfg, args, "scripts/demo.sh", "Open a page on which masks are drawn from prompts.")
+    with refuse_kindly("demo"):
+        page, launch = prepare(cfg)
+        print(f"{as_text(cfg)}\npage: http://{cfg.host}:{cfg.port} (Ctrl-C ends it)", flush=True)
+        try:
+            page.launch(**launch)
+        except OSError as reason:
+            raise PermissionError(f"the page cannot listen on {cfg.host}:{cfg.port} ({reason}): "
+                                  "name another --port") from None  # fmt: skip
+
+
+def prepare(cfg: DemoCfg) -> tuple[Any, dict[str, Any]]:
+    """The page around a loaded model, and how to launch it.
+
+    Raises:
+        ModuleNotFoundError: Gradio is not installed.
+        CheckpointError, ConfigError: no such model.
+    """
+    os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # or its import asks the network for newer versions
+    try:
+        import gradio
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError("the page needs Gradio, which is not installed: start it with bash scripts/demo.sh, "
+                                  "or pip install -r scripts/demo-requirements.txt") from None  # fmt: skip
+    from scripts.demo_page import CSS, build_page, theme
+    from scripts.mask_model import load_mask_model
+    from scripts.seeded import choose_device
+
+    module = load_mask_model(checkpoint_path(cfg.checkpoint), choose_device(cfg.accelerator))
+    page = build_page(module, cfg).queue(max_size=cfg.queue, default_concurrency_limit=1, api_open=False)
+    return page, {
+        "server_name": cfg.host, "server_port": cfg.port, "share": cfg.share, "inbrowser": cfg.browser,
+        "theme": theme(gradio), "css": CSS, "footer_links": [], "quiet": True, "ssr_mode": False,
+        "max_file_size": "5mb", "enable_monitoring": False,
+    }  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()
