@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from configs.autoencoder_cfg import KLCfg, L1LossCfg, MaskLossCfg, Stage1Cfg, VarianceExpansionCfg
 from configs.cli import from_dict, to_dict
-from models.checkpoint import CheckpointError, describe, read_checkpoint
+from models.checkpoint import describe, read_checkpoint, whole
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.equivariance import random_change
 from models.export import KEY
@@ -159,19 +158,6 @@ def time_used(module: L.LightningModule) -> float:
     timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
     left = timer.time_remaining() if timer else None
     return timer.time_elapsed() / (timer.time_elapsed() + left) if timer and left is not None else 0.0
-
-
-@contextmanager
-def whole(path: str | Path, make: str) -> Iterator[None]:
-    """Raises CheckpointError where the parts of a readable checkpoint are missing or do not fit each other."""
-    try:
-        yield
-    except (ImportError, OSError):  # a text encoder that is not here
-        raise
-    except Exception as reason:  # a damaged or doctored file: KeyError, RuntimeError, AttributeError, MemoryError ...
-        first = next(iter(str(reason).splitlines()), type(reason).__name__)
-        why = f"its weights and its config do not fit ({first[:200]})"
-        raise CheckpointError(path, why, f"make one with: {make}") from reason
 
 
 def load_autoencoder(path: str | Path, make: str = MAKE) -> AutoencoderModule:

@@ -10,13 +10,13 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from autoencoder import AutoencoderModule, time_used, whole
+from autoencoder import AutoencoderModule, time_used
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from models import build_backbone
 from models.band_loss import BandLoss
-from models.checkpoint import describe, read_checkpoint
+from models.checkpoint import describe, read_checkpoint, whole
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.export import KEY, with_twins
 from models.optim import build_optimizer, reseed

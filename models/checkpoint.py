@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,19 @@ def read_checkpoint(path: str | Path, kind: str, make: str) -> dict[str, Any]:
             path, f"has format version {about.get('version')}, but this program reads {FORMAT_VERSION}", hint
         )
     return content
+
+
+@contextmanager
+def whole(path: str | Path, make: str) -> Iterator[None]:
+    """Raises CheckpointError where the parts of a readable checkpoint are missing or do not fit each other."""
+    try:
+        yield
+    except (ImportError, OSError):  # a text encoder that is not here
+        raise
+    except Exception as reason:  # a damaged or doctored file: KeyError, RuntimeError, AttributeError, MemoryError ...
+        first = next(iter(str(reason).splitlines()), type(reason).__name__)
+        why = f"its weights and its config do not fit ({first[:200]})"
+        raise CheckpointError(path, why, f"make one with: {make}") from reason
 
 
 def is_as_told(path: Path) -> bool:
