@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import warnings
 from dataclasses import replace
 from datetime import timedelta
@@ -31,13 +32,20 @@ from data.datasets import to_tensor
 from data.masks import DataError
 from data.module import MaskDataModule
 from data.sources import data_fingerprint
-from diffusion import DiffusionModule, load_diffusion
-from metrics.callbacks import ReconstructionMonitor, SamplePreview
+from diffusion import MAKE, DiffusionModule, load_diffusion
+from metrics.callbacks import Drawing, ReconstructionMonitor, SamplePreview
 from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
-from models.checkpoint import CheckpointError
+from models.checkpoint import CheckpointError, whole
 from models.export import KEY
-from models.hardware import first_device, low_precision, precision_for, processes, set_memory_format
+from models.hardware import (
+    first_device,
+    low_precision,
+    precision_for,
+    processes,
+    require_port,
+    set_memory_format,
+)
 from models.resume import UNDO, Resume, as_before, find_resume, require_fit
 from models.saving import LAST, Checkpoints, WholeCheckpoints, require_space
 from models.steps import StepRoutine
@@ -73,6 +81,10 @@ def build_trainer(
     """The Trainer of either stage; ``monitor`` decides best.ckpt."""
     devices, nodes = processes(cfg)
     checkpoints, routine = Checkpoints(run_dir, monitor, mode), StepRoutine(cfg, clip_norm, batch_size, run_dir)
+    stop = GracefulStop(run_dir)
+    for callback in extra:
+        if isinstance(callback, Drawing):
+            callback.pause = stop.pause
     csv, number = "csv", 1
     while (run_dir / csv).exists():  # the logger would remove what a resumed training wrote before
         number += 1
@@ -94,7 +106,7 @@ def build_trainer(
         use_distributed_sampler=False,
         enable_model_summary=False,
         logger=[TensorBoardLogger(run_dir, name="", version="tensorboard"), CSVLogger(run_dir, name="", version=csv)],
-        callbacks=[GracefulStop(run_dir), routine, StepProgress(), LearningRateMonitor("step"), *extra, checkpoints],
+        callbacks=[stop, routine, StepProgress(), LearningRateMonitor("step"), *extra, checkpoints],
         plugins=[WholeCheckpoints()],
     )
 
@@ -104,6 +116,8 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     quiet()
     print(as_text(cfg), flush=True)
     L.seed_everything(cfg.train.seed, verbose=False)
+    if math.prod(processes(cfg.train)) > 1:
+        require_port()
     run_dir = choose_run_dir(cfg.train, name)
     data = MaskDataModule(cfg.data, cfg.train.seed)
     try:
@@ -200,9 +214,10 @@ def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderMod
     if cfg.init:
         old = from_dict(Stage2Cfg, about["config"])
         cfg = replace(cfg, backbone=old.backbone, text=old.text)
-    autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
     own = "autoencoder."
-    autoencoder.load_state_dict({name.removeprefix(own): x for name, x in state.items() if name.startswith(own)})
+    with whole(resume.path, MAKE):
+        autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
+        autoencoder.load_state_dict({name.removeprefix(own): x for name, x in state.items() if name.startswith(own)})
     fitting(resume.path, autoencoder, cfg, UNDO)
     return replace(cfg, train=as_before(cfg.train, resume.content)), autoencoder.eval().requires_grad_(False)
 

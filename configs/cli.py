@@ -105,9 +105,13 @@ def from_dict(cls: type[Cfg], plain: Mapping[str, Any]) -> Cfg:
     if unknown:
         raise ConfigError(f"{cls.__name__} has no field {sorted(unknown)[0]!r}: the file was made by another version")
     values = {name: _revive(hints[name], plain[name]) for name in names & set(plain)}
+    for name, value in values.items():
+        if not _fits(hints[name], value):
+            wanted = hints[name].__name__ if isinstance(hints[name], type) else str(hints[name]).replace("typing.", "")
+            raise ConfigError(f"{cls.__name__}.{name} is {value!r:.80}, but it must be {wanted}")
     try:
         return cls(**values)
-    except TypeError as error:
+    except (TypeError, OverflowError) as error:
         raise ConfigError(f"{cls.__name__} cannot be read: {error}") from None
 
 
@@ -118,11 +122,25 @@ def _revive(hint: Any, value: Any) -> Any:
             member.__name__: member for member in members if dataclasses.is_dataclass(member)  # type: ignore[union-attr]
         }
         kind = value.get("type", next(iter(classes), None))
-        if kind not in classes:
+        if not isinstance(kind, str) or kind not in classes:
             raise ConfigError(f"a config of type {kind!r} is unknown here; known: {', '.join(classes)}")
         return from_dict(typing.cast(Any, classes[kind]), value)
     is_tuple = any(typing.get_origin(member) is tuple for member in members)
     return tuple(value) if is_tuple and isinstance(value, list) else value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    """Whether ``value`` is of the type of a field: a plain type, a config, a choice, or tuples and unions of them."""
+    origin, members = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(member, value) for member in members)
+    if origin is typing.Literal:
+        return any(type(value) is type(member) and value == member for member in members)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(members[0], part) for part in value)
+    if isinstance(value, bool) or hint is bool:
+        return isinstance(value, bool) and hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
 
 
 def as_text(cfg: Any, indent: str = "") -> str:

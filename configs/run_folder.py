@@ -18,6 +18,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 LOCK = ".lock"
+NO_RUN = (OSError, ValueError, KeyError, TypeError)  # what reading a run.json that is not ours raises
 _held: dict[Path, IO[str]] = {}  # run folders of this process
 
 
@@ -112,11 +113,19 @@ def describe_run(run_dir: Path, kind: str, data: str, status: str) -> None:
     write_text(run_dir / "run.json", json.dumps(about, indent=2) + "\n")
 
 
+def put_right(checkpoint: Path, kind: str, data: str) -> None:
+    """Let run.json say that a training is complete whose ``checkpoint`` is: it may have been killed in between."""
+    with contextlib.suppress(*NO_RUN):
+        run = json.loads((checkpoint.parent / "run.json").read_text())
+        if run["status"] != "complete" and run["checkpoint"] == checkpoint.name:
+            describe_run(checkpoint.parent, kind, data, "complete")
+
+
 def newest_complete(runs: str, kind: str, data: str) -> Path | None:
     """The newest checkpoint of a complete training of this kind and data set below ``runs``, or None."""
     found = []
     for about in Path(runs).glob("**/run.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError):
+        with contextlib.suppress(*NO_RUN):
             run = json.loads(about.read_text())
             path = about.parent / run["checkpoint"]
             if (run["kind"], run["data"], run["status"]) == (kind, data, "complete") and path.exists():

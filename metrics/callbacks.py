@@ -1,5 +1,6 @@
 """What a training shows of itself: reconstruction scores, pictures, and sample grids with fixed prompts and seeds."""
 
+from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -42,10 +43,23 @@ class ReconstructionMonitor(L.Callback):
             add_picture(trainer, "reconstructions", torch.cat([x[:16], p[:16]]), columns=len(x[:16]))
 
 
-class SamplePreview(L.Callback):
+def go_on() -> None:
+    """A pause in which nothing happens."""
+
+
+class Drawing(L.Callback):
+    """Draws samples in a validation, which may take long."""
+
+    def __init__(self) -> None:
+        self.pause: Callable[[], None] = go_on
+        """Called between batches, by all ranks alike; it may raise to break off the validation."""
+
+
+class SamplePreview(Drawing):
     """Grids of samples at several step counts, from the same prompts and noise at every validation."""
 
     def __init__(self, prompts: list[str], seed: int, steps: tuple[int, ...] = (1, 4, 32), rows: int = 8) -> None:
+        super().__init__()
         self.prompts = [prompt for prompt in dict.fromkeys(prompts)][:rows]
         self.seed, self.steps = seed, steps
 
@@ -55,5 +69,6 @@ class SamplePreview(L.Callback):
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(len(prompts), *pl_module.latent_shape, generator=generator).to(pl_module.device)
         for steps in self.steps:  # on every rank: sharded networks need all of them
+            self.pause()
             masks = pl_module.generate(prompts, noise, steps=steps)
             add_picture(trainer, f"samples/{steps}_steps", masks, columns=per_prompt)

@@ -9,6 +9,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
+from metrics.callbacks import Drawing
 from metrics.features import judge_features
 from metrics.judge import classifier_judge, encoder_judge, is_classes
 from metrics.yardstick import Yardstick
@@ -24,7 +25,7 @@ class Prompted:
     prompts: list[str]
 
 
-class QualityMonitor(L.Callback):
+class QualityMonitor(Drawing):
     """Judges samples for held-out prompts, always from the same prompts and noise; every rank draws its share.
 
     Logs ``val/frechet_1`` (squared, in the features of metrics.judge), ``val/accuracy_1`` or ``val/retrieval_1``, the
@@ -38,6 +39,7 @@ class QualityMonitor(L.Callback):
         self, train: Prompted, held_out: Prompted, num: int, seed: int, folder: Path,
         steps: tuple[int, ...] = (1, 4, 32),
     ) -> None:
+        super().__init__()
         self.train, self.held_out = train, held_out
         self.num, self.seed, self.folder, self.steps = num, seed, folder, steps
         self.yardstick: Yardstick | None = None
@@ -73,6 +75,7 @@ class QualityMonitor(L.Callback):
         first = trainer.global_rank * share
         parts = []
         for at in range(first, first + share, BATCH):
+            self.pause()
             rows = slice(at, min(at + BATCH, first + share))
             p = module.generate(prompts[rows], noise[rows].to(module.device), steps=steps)  # [b,1,H,W]
             parts.append((p[:, 0] > 0.5).to(torch.uint8))

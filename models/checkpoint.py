@@ -61,6 +61,19 @@ def read_checkpoint(path: str | Path, kind: str, make: str) -> dict[str, Any]:
     return content
 
 
+@contextmanager
+def whole(path: str | Path, make: str) -> Iterator[None]:
+    """Raises CheckpointError where the parts of a readable checkpoint are missing or do not fit each other."""
+    try:
+        yield
+    except (ImportError, OSError):  # a text encoder that is not here
+        raise
+    except Exception as reason:  # a damaged or doctored file: KeyError, RuntimeError, AttributeError, MemoryError ...
+        first = next(iter(str(reason).splitlines()), type(reason).__name__)
+        why = f"its weights and its config do not fit ({first[:200]})"
+        raise CheckpointError(path, why, f"make one with: {make}") from reason
+
+
 def is_as_told(path: Path) -> bool:
     """False where the JSON file beside an export tells another SHA-256 than the export has."""
     try:
@@ -77,16 +90,3 @@ def file_hash(path: str | Path) -> str:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextmanager
-def whole(path: str | Path, make: str) -> Iterator[None]:
-    """Raises CheckpointError where the parts of a readable checkpoint are missing or do not fit each other."""
-    try:
-        yield
-    except (ImportError, OSError):  # a text encoder that is not here
-        raise
-    except Exception as reason:  # a damaged or doctored file: KeyError, RuntimeError, AttributeError, MemoryError ...
-        first = next(iter(str(reason).splitlines()), type(reason).__name__)
-        why = f"its weights and its config do not fit ({first[:200]})"
-        raise CheckpointError(path, why, f"make one with: {make}") from reason

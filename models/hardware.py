@@ -1,6 +1,7 @@
 """Choices that depend on the machine, made by measuring for a fraction of a second."""
 
 import os
+import socket
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -11,7 +12,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from configs.checks import ConfigError
 from configs.trainer_cfg import TrainerCfg
+
+LAUNCHED = frozenset(("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+"""Variables of the environment, one of which a process has that was started by a launcher or for another machine."""
 
 
 def seconds(run: Callable[[], object], repeats: int = 3) -> float:
@@ -91,6 +96,22 @@ def processes(cfg: TrainerCfg) -> tuple[int, int]:
         return here, int(os.environ["WORLD_SIZE"]) // here
     on_gpu = cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available()
     return cfg.devices or (torch.cuda.device_count() if on_gpu else 1), cfg.nodes
+
+
+def require_port() -> None:
+    """Raise ConfigError where MASTER_PORT names a port that is taken: processes started here would never meet there."""
+    port = os.environ.get("MASTER_PORT")
+    if port is None or not LAUNCHED.isdisjoint(os.environ):
+        return  # Lightning takes a free one; or a launcher has chosen one, and may be listening there itself
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the processes will: or it is kept a while
+            probe.bind(("", int(port)))
+    except (OSError, ValueError, OverflowError) as reason:
+        raise ConfigError(
+            f"the environment variable MASTER_PORT is {port!r}, where the processes of this training cannot meet "
+            f"({reason}): unset it, and a free port is taken"
+        ) from None
 
 
 def set_memory_format(module: nn.Module, net: nn.Module, inputs: tuple[Any, ...], cfg: TrainerCfg) -> None:

@@ -12,11 +12,14 @@ from torch import Tensor, nn
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import differences, from_dict
 from configs.diffusion_cfg import Stage2Cfg
+from configs.run_folder import put_right
 from configs.trainer_cfg import TrainerCfg
-from models.checkpoint import CheckpointError, read_checkpoint
+from models.checkpoint import CheckpointError, read_checkpoint, whole
 from models.export import KEY
 
 MADE = "made_with"  # a checkpoint's entry with what decides the bits of a training
+STATE = frozenset(("state_dict", "global_step", "loops", "optimizer_states", "lr_schedulers"))
+"""What Lightning needs to go on; an export has weights alone."""
 UNDO = "take back what was changed, or start anew in another folder"
 
 
@@ -30,8 +33,11 @@ class Resume:
     """Fields of the config that differ from the checkpoint's."""
 
     def nothing_to_do(self, cfg: TrainerCfg) -> bool:
-        done = self.content[KEY]["complete"] and self.content["global_step"] >= cfg.max_steps
+        """Whether the training has ended already; a run folder whose training was killed just then is put right."""
+        about = self.content[KEY]
+        done = about["complete"] and self.content["global_step"] >= cfg.max_steps
         if done:
+            put_right(self.path, about["kind"], about["data"])
             print(f"nothing to do: {self.path} is complete after {self.content['global_step']} steps, "
                   f"and train.max_steps is {cfg.max_steps}")  # fmt: skip
         return done
@@ -51,12 +57,20 @@ def find_resume(cfg: Stage1Cfg | Stage2Cfg, kind: str) -> Resume | None:
     for path in found:
         try:
             content = read_checkpoint(path, kind, make)
+            missing = sorted(STATE - content.keys())
+            if missing:
+                raise CheckpointError(
+                    path, f"has no {missing[0]}, so that a training cannot go on from it",
+                    "name a last.ckpt or best.ckpt; to begin stage 2 with the weights of an export, use --init",
+                )
+            with whole(path, make):
+                old = from_dict(type(cfg), content[KEY]["config"])
         except CheckpointError as reason:
             if train.resume != "auto" or path == found[-1]:
                 raise
             warnings.warn(f"{reason}; trying an older one", stacklevel=2)
             continue
-        apart = differences(from_dict(type(cfg), content[KEY]["config"]), cfg)
+        apart = differences(old, cfg)
         changed = [line for line in apart if not line.startswith(("train.resume:", "train.run_dir:"))]
         print(f"resuming from {path}", *changed, sep="\n  ", flush=True)
         return Resume(path, content, changed)

@@ -100,6 +100,10 @@ class GracefulStop(Callback):
             self.leave(self.agreed)
 
     def on_validation_batch_end(self, *_: Any) -> None:
+        self.pause()
+
+    def pause(self) -> None:
+        """A moment of a validation at which all processes can leave it; called by all of them alike."""
         if self.agreeing and (number := self.agree()):
             self.leave(number)
 

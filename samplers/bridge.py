@@ -19,7 +19,8 @@ class Path(ABC):
 
     answers: ClassVar[str]
     """What such a network answers at ``dt = 0``, as half a sentence."""
-    most_steps: float = math.inf
+    most_steps: int = 1_000_000
+    why_no_more: ClassVar[str] = "far beyond what makes a difference"
 
     @abstractmethod
     def amplitudes(self, t: float) -> tuple[float, float]:
@@ -66,6 +67,8 @@ class VariancePreserving(Path):
     answers: ClassVar[str] = (
         "v or eps on the variance-preserving path x_t = alpha mask + sigma noise with alpha^2 + sigma^2 = 1"
     )
+
+    why_no_more: ClassVar[str] = "the length of the training chain"
 
     def __init__(self, cfg: DDPMCfg) -> None:
         self.cfg = cfg

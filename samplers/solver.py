@@ -127,11 +127,13 @@ class Solver(ABC):
         if not (math.isfinite(shift) and shift > 0):
             raise ValueError(f"shift is {shift!r}, but it must be a positive number (1: none)")
         if steps > self.path.most_steps:
-            most = self.path.most_steps
-            raise ValueError(f"steps is {steps}, but it must be at most {most}, the length of the training chain")
+            most = f"at most {self.path.most_steps}, {self.path.why_no_more}"
+            raise ValueError(f"steps is {steps}, but it must be {most}")
         t = torch.arange(steps + 1, dtype=torch.float64) / steps
-        # With sigma = 1 - t this is sigma' = shift sigma / (1 + (shift - 1) sigma), and exactly t at shift 1.
-        shifted = t / (shift - (shift - 1) * t)
+        # With sigma = 1 - t this is sigma' = shift sigma / (1 + (shift - 1) sigma).
+        shifted = t if shift == 1 else t / (t + shift * (1 - t))
+        if bool((shifted.diff() <= 0).any()):
+            raise ValueError(f"shift is {shift:g} with {steps} steps, so that some of them have no length")
         try:
             return self.path.place(shifted)
         except ValueError as error:

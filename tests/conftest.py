@@ -31,8 +31,25 @@ TINY_2 = Stage2Cfg(
 )
 
 
+COLLECTED: dict[str, bool] = {}
+"""file.py::test of everything collected -> whether it has the marker "faults"."""
+OUTCOMES: dict[str, set[str]] = {}
+"""file.py::test -> how its cases ended so far."""
+
+
+def plain_name(nodeid: str) -> str:
+    return nodeid.split("[")[0].rpartition("/")[2]
+
+
+@pytest.hookimpl(tryfirst=True)  # before any are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    COLLECTED.update({plain_name(item.nodeid): item.get_closest_marker("faults") is not None for item in items})
+    items.sort(key=lambda item: 2 * ("test_every_named_test_ran" in item.name) + bool(item.get_closest_marker("slow")))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "call" or report.outcome != "passed":
+        OUTCOMES.setdefault(plain_name(report.nodeid), set()).add(report.outcome)
 
 
 @pytest.fixture(autouse=True, scope="session")

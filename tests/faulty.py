@@ -1,6 +1,7 @@
 """A training in which something goes wrong at one step of one process, or of all.
 
 Usage: python -m tests.faulty FAULT RANK STEP STAGE [arguments of scripts.train_stage_STAGE]; RANK is a number or all.
+STEP is a number, or "judging": in the middle of the first judging of samples.
 """
 
 import math
@@ -11,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from metrics.quality import QualityMonitor
 from models.steps import StepRoutine
 
 
@@ -27,20 +29,48 @@ FAULTS: dict[str, Callable[[], None]] = {
 }
 
 
-def main() -> None:
-    fault, rank, step, stage = sys.argv[1:5]
+def at_step(step: int, happen: Callable[[Any, Any], None]) -> None:
     usual = StepRoutine.on_train_batch_start
 
     def hook(self: Any, trainer: Any, module: Any, batch: Any, batch_idx: int) -> None:
         usual(self, trainer, module, batch, batch_idx)
-        if trainer.global_step == int(step) - 1 and rank in ("all", str(trainer.global_rank)):
-            print(f"FAULT {time.time()}", flush=True)
-            if fault == "nan":
-                batch["image"][0] = math.nan
-            else:
-                FAULTS[fault]()
+        if trainer.global_step == step - 1:
+            happen(trainer, batch)
 
     StepRoutine.on_train_batch_start = hook  # type: ignore[method-assign]  # that is the fault
+
+
+def at_judging(happen: Callable[[Any, Any], None]) -> None:
+    usual = QualityMonitor.draw
+    drawn: list[int] = []
+
+    def hook(self: Any, trainer: Any, module: Any, prompts: Any, noise: Any, steps: int) -> Any:
+        drawn.append(steps)
+        if len(drawn) == 2:
+            happen(trainer, None)
+        masks = usual(self, trainer, module, prompts, noise, steps)
+        print(f"DREW {steps}", flush=True)
+        return masks
+
+    QualityMonitor.draw = hook  # type: ignore[method-assign]  # that is the fault
+
+
+def main() -> None:
+    fault, rank, step, stage = sys.argv[1:5]
+
+    def happen(trainer: Any, batch: Any) -> None:
+        if rank not in ("all", str(trainer.global_rank)):
+            return
+        print(f"FAULT {time.time()}", flush=True)
+        if fault == "nan":
+            batch["image"][0] = math.nan
+        else:
+            FAULTS[fault]()
+
+    if step == "judging":
+        at_judging(happen)
+    else:
+        at_step(int(step), happen)
     if stage == "1":
         from scripts.train_stage_1 import main as train
     else:

@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from collections import namedtuple
@@ -17,11 +18,12 @@ from torch import nn
 from autoencoder import load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.checks import ConfigError
-from configs.run_folder import choose_run_dir, lock, release
+from configs.run_folder import choose_run_dir, describe_run, lock, newest_complete, release
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import same_file, sweep, write_text, write_whole
 from models.checkpoint import CheckpointError, describe
 from models.export import KEY
+from models.hardware import LAUNCHED, require_port
 from models.resume import MADE, as_before, find_resume, require_fit
 from models.saving import SaveError, WholeCheckpoints, move, require_space
 from scripts.run import refuse_kindly
@@ -179,7 +181,8 @@ def test_stale_parts_of_a_killed_training_are_swept_when_the_next_begins(
 
 def checkpoint(path: Path, step: int, *, complete: bool = False, age: float = 0.0) -> None:
     about = describe("autoencoder", {}, complete=complete, data="")
-    torch.save({"state_dict": {"w": torch.ones(2, 3)}, "global_step": step, KEY: about}, path)
+    state: dict[str, Any] = {"loops": {}, "optimizer_states": [], "lr_schedulers": []}
+    torch.save({"state_dict": {"w": torch.ones(2, 3)}, "global_step": step, KEY: about} | state, path)
     os.utime(path, (path.stat().st_mtime - age,) * 2)
 
 
@@ -223,6 +226,30 @@ def test_resuming_shows_what_differs_and_says_when_there_is_nothing_to_do(
     found = find_resume(cfg, "autoencoder")
     assert found
     assert not found.nothing_to_do(cfg.train)
+
+
+def test_weights_alone_and_doctored_configs_are_nothing_to_resume_from(tmp_path: Path) -> None:
+    weights, path = tmp_path / "weights.ckpt", tmp_path / "last.ckpt"
+    about = describe("autoencoder", {}, complete=True, data="")
+    torch.save({"state_dict": {}, "global_step": 1, KEY: about}, weights)
+    with pytest.raises(CheckpointError, match=r"has no loops, so that a training cannot go on from it; .*--init"):
+        find_resume(Stage1Cfg(train=TrainerCfg(resume=str(weights))), "autoencoder")
+    weights.unlink()
+    checkpoint(path, 1)
+    for config in ({"data": 5}, {"surprise": 1}, None):
+        torch.save(torch.load(path, weights_only=True) | {KEY: about | {"config": config}}, path)
+        with pytest.raises(CheckpointError, match="its weights and its config do not fit"):
+            find_resume(to_resume(tmp_path), "autoencoder")
+
+
+def test_a_training_killed_before_it_could_say_that_it_is_complete_is_put_right(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "last.ckpt", 1000, complete=True)
+    describe_run(tmp_path, "autoencoder", "", "unfinished")
+    assert newest_complete(str(tmp_path), "autoencoder", "") is None
+    found = find_resume(to_resume(tmp_path), "autoencoder")
+    assert found
+    assert found.nothing_to_do(TrainerCfg())
+    assert newest_complete(str(tmp_path), "autoencoder", "") == tmp_path / "last.ckpt"
 
 
 def test_another_network_than_the_checkpoints_is_refused_with_both_shapes(tmp_path: Path) -> None:
@@ -290,6 +317,25 @@ def test_a_missing_gpu_ends_in_one_sentence(capsys: pytest.CaptureFixture[str]) 
         lightning.Trainer(accelerator="gpu", devices=1, logger=False)
     assert end.value.code == 2
     assert "gpu" in capsys.readouterr().err.lower()
+
+
+def test_a_port_that_is_taken_or_none_at_all_is_refused_where_processes_are_to_be_started(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("MASTER_PORT", *LAUNCHED):
+        monkeypatch.delenv(name, raising=False)
+    require_port()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        for bad in (port, "", "http", "-1", "70000"):
+            monkeypatch.setenv("MASTER_PORT", bad)
+            with pytest.raises(ConfigError, match=f"MASTER_PORT is '{bad}', where the processes .* cannot meet"):
+                require_port()
+        monkeypatch.setenv("MASTER_PORT", port)
+        monkeypatch.setenv("RANK", "0")  # a launcher's, which listens there itself
+        require_port()
+    monkeypatch.delenv("RANK")
+    require_port()
 
 
 def test_what_a_checkpoint_tells_lightning_to_call_is_not_called(

@@ -1,0 +1,227 @@
+"""Refusals that no other test meets: each names what was wrong and what to do, or lets pass what it must not hide.
+
+``python -m tests.error_paths`` lists those that no test takes.
+"""
+
+import errno
+import fcntl
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from configs import shipped
+from configs.checks import ConfigError
+from configs.data_cfg import DataCfg, EmbeddedSource
+from configs.generate_cfg import GenerateCfg
+from configs.run_folder import choose_run_dir, lock, newest_complete, put_right, release
+from configs.sampler_cfg import FlowCfg
+from configs.trainer_cfg import TrainerCfg
+from configs.whole_file import same_file, write_text
+from data import embedded
+from data.captions import read_text
+from data.masks import DataError
+from models.checkpoint import CheckpointError, describe, is_as_told, read_checkpoint, whole
+from models.export import KEY, read_export
+from models.saving import SaveError, WholeCheckpoints
+from samplers import SamplerMismatch
+from scripts import generate_masks
+from scripts.mask_files import output_folder
+from scripts.ranks import Ranks
+from scripts.run import refuse_kindly
+from scripts.seeded import build_sampler_for, choose_device
+
+
+@pytest.fixture(autouse=True)
+def alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No launcher, and no training of an earlier test."""
+    for name in ("MASK_RUN_DIR", "WORLD_SIZE", "LOCAL_RANK", "RANK"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def raising(error: BaseException) -> Any:
+    def refuse(*_: Any, **__: Any) -> Any:
+        raise error
+
+    return refuse
+
+
+# Run folders
+
+
+def test_a_training_is_neither_begun_over_another_nor_resumed_from_nowhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "last.ckpt").touch()
+    with pytest.raises(ConfigError, match=r"already holds a training: continue it with --train\.resume auto"):
+        choose_run_dir(TrainerCfg(run_dir=str(tmp_path)), "x")
+    with pytest.raises(ConfigError, match=r"no folder is named: add --train\.run-dir FOLDER"):
+        choose_run_dir(TrainerCfg(resume="auto"), "x")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    with pytest.raises(ConfigError, match=r"started by a launcher.*add --train\.run-dir FOLDER"):
+        choose_run_dir(TrainerCfg(), "x")
+
+
+def test_folders_chosen_in_the_same_second_differ(tmp_path: Path) -> None:
+    found = [choose_run_dir(TrainerCfg(runs=str(tmp_path)), "x") for _ in range(5)]
+    assert len(set(found)) == 5
+    for folder in found:
+        release(folder)
+
+
+def test_a_file_system_without_locks_is_trained_on_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fcntl, "lockf", raising(OSError(errno.ENOLCK, "No locks available")))
+    lock(tmp_path)
+    release(tmp_path)
+
+
+def test_a_lock_file_that_another_has_replaced_meanwhile_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with pytest.raises(ConfigError, match=r"another training is at work .*\(of an unknown process\)"):
+        lock(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "{oops", '{"status": 5}'])
+def test_a_run_json_of_something_else_is_no_run(text: str, tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(text)
+    assert newest_complete(str(tmp_path), "autoencoder", "x") is None
+    put_right(tmp_path / "last.ckpt", "autoencoder", "x")
+    assert (tmp_path / "run.json").read_text() == text
+
+
+# Files
+
+
+def test_where_files_cannot_have_two_names_they_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "link", raising(OSError(errno.EPERM, "Operation not permitted")))
+    write_text(tmp_path / "best", "new")
+    write_text(tmp_path / "last", "old")
+    same_file(tmp_path / "best", tmp_path / "last")
+    assert (tmp_path / "last").read_text() == "new"
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_the_first_checkpoint_that_cannot_be_written_says_that_there_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.mkstemp", raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(SaveError, match=r"No space left on device; .* there is no earlier checkpoint"):
+        WholeCheckpoints().save_checkpoint({}, tmp_path / "last.ckpt")
+
+
+def test_a_missing_model_of_the_project_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(shipped.SHIPPED, "icons", tmp_path / "icons.safetensors")
+    with pytest.raises(ConfigError, match=r"the model 'icons' should lie in .*icons\.safetensors, but it is not there"):
+        shipped.checkpoint_path("icons")
+
+
+def test_checkpoints_of_another_kind_or_version_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "a.ckpt"
+    about = describe("autoencoder", {}, complete=True, data="x")
+    torch.save({KEY: about}, path)
+    with pytest.raises(CheckpointError, match="holds a 'autoencoder' network, but a 'diffusion' one is needed"):
+        read_checkpoint(path, "diffusion", "x")
+    torch.save({KEY: about | {"version": 99}}, path)
+    with pytest.raises(CheckpointError, match="has format version 99, but this program reads 1"):
+        read_checkpoint(path, "autoencoder", "x")
+    for content in ([1, 2], {KEY: "text"}, {"state_dict": {}}):
+        torch.save(content, path)
+        with pytest.raises(CheckpointError, match="is a checkpoint of another program"):
+            read_checkpoint(path, "autoencoder", "x")
+
+
+@pytest.mark.parametrize("beside", ["", "[]", "{}", "{oops", "\0"])
+def test_a_json_file_that_tells_no_hash_says_nothing_against_an_export(beside: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"weights")
+    path.with_suffix(".json").write_text(beside)
+    assert is_as_told(path)
+
+
+@pytest.mark.parametrize("header", [b"", b"\xff" * 8, b"\x02\0\0\0\0\0\0\0{}x", (2**40).to_bytes(8, "little") + b"{}"])
+def test_odd_headers_of_safetensors_are_refused(header: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(header)
+    with pytest.raises(ValueError, match=r"header|Header|metadata|buffer"):
+        read_export(path)
+    with pytest.raises(CheckpointError, match="is damaged or not a checkpoint"):
+        read_checkpoint(path, "diffusion", "x")
+
+
+def test_a_text_encoder_that_is_not_here_is_no_fault_of_the_checkpoint(tmp_path: Path) -> None:
+    for error in (FileNotFoundError("the text encoder"), ModuleNotFoundError("transformers")):
+        with pytest.raises(type(error), match=str(error)), whole(tmp_path, "x"):
+            raise error
+    with pytest.raises(CheckpointError, match=r"do not fit \(KeyError\)"), whole(tmp_path, "x"):
+        raise KeyError
+
+
+# Data
+
+
+def test_captions_without_permission_and_a_damaged_embedded_set_are_data_errors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("a cat")
+    monkeypatch.setattr(Path, "read_bytes", raising(PermissionError(errno.EACCES, "Permission denied")))
+    with pytest.raises(DataError, match=r"a\.txt cannot be read \(Permission denied\); check its permissions"):
+        read_text(tmp_path / "a.txt")
+    monkeypatch.setattr(np, "load", raising(OSError("no such file")))
+    with pytest.raises(DataError, match=r"data/animals32\.npz is missing or damaged .*restore it from the repository"):
+        embedded.load(EmbeddedSource(), DataCfg())
+
+
+# Generation
+
+
+def test_prompts_files_that_say_nothing_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "prompts.txt"
+    for content, said in ((b"\xff\xfe", "not UTF-8 text"), (b"\n \n", "holds no prompt: write one per line")):
+        path.write_bytes(content)
+        with pytest.raises(ConfigError, match=said):
+            generate_masks.read_prompts(GenerateCfg(prompts_file=str(path)))
+
+
+def test_a_launchers_processes_must_be_told_their_folder(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as end:
+        generate_masks.main(["--prompt", "a cat"])
+    assert end.value.code == 2
+    assert "started by a launcher, and each process would name its own folder: add --out" in capsys.readouterr().err
+
+
+def test_masks_do_not_go_into_a_file(tmp_path: Path) -> None:
+    (tmp_path / "out").touch()
+    with pytest.raises(FileExistsError, match="which is a file: name a folder"):
+        output_folder(GenerateCfg(prompt=("x",), out=str(tmp_path / "out")))
+
+
+def test_the_others_leave_when_the_first_process_cannot_begin(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Ranks, "agree", lambda self, ok=True: False)
+    with pytest.raises(SystemExit) as end:
+        Ranks(1, 2).first(lambda: None)
+    assert end.value.code == 2
+    with pytest.raises(FileExistsError):  # the first says why
+        Ranks(0, 2).first(raising(FileExistsError("in use")))
+
+
+def test_samplers_and_devices_that_cannot_be_had_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SamplerMismatch, match="cannot be driven by shortcut"):
+        build_sampler_for(FlowCfg(), "shortcut")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConfigError, match="accelerator is 'gpu', but torch sees no GPU here"):
+        choose_device("gpu")
+    assert choose_device("auto") == torch.device("cpu")
+
+
+def test_what_nobody_foresaw_keeps_its_traceback() -> None:
+    with pytest.raises(ZeroDivisionError), refuse_kindly("x"):
+        raise ZeroDivisionError
