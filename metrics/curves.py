@@ -14,7 +14,8 @@ COLOURS = 7  # those of the page's style: .c0 to .c6
 def line_chart(lines: Mapping[str, Points], x_label: str, *, log_x: bool = False, floor: float | None = None) -> str:
     """An SVG with one line per name, its legend and axes; ``floor`` is a dotted level, "real masks".
 
-    y is logarithmic where positive values differ by more than 30 times; points that are no finite number are left out.
+    x begins at 0, or at its least value where it is logarithmic. y is logarithmic where positive values differ by more
+    than 30 times; points that are no finite number are left out.
     """
     finite = {name: [p for p in points if all(map(math.isfinite, p))] for name, points in lines.items()}
     finite = {name: points for name, points in finite.items() if points}
@@ -22,7 +23,8 @@ def line_chart(lines: Mapping[str, Points], x_label: str, *, log_x: bool = False
         return ""
     levels = [y for points in finite.values() for _, y in points] + ([floor] if floor is not None else [])
     log_y = min(levels) > 0 and max(levels) / min(levels) > 30
-    xs = Axis([x for points in finite.values() for x, _ in points], LEFT, WIDTH - RIGHT, log_x, exact=True)
+    along = [x for points in finite.values() for x, _ in points] + ([] if log_x else [0.0])
+    xs = Axis(along, LEFT, WIDTH - RIGHT, log_x, exact=True)
     ys = Axis(levels, HEIGHT - BOTTOM, TOP, log_y)
     ticks_x = sorted({x for points in finite.values() for x, _ in points}) if log_x else xs.ticks(6)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
@@ -109,4 +111,7 @@ def number(value: float) -> str:
     """As short as it can be: 20000 is 20k."""
     if abs(value) >= 10000:
         return f"{value / 1000:g}k"
-    return f"{value:.6g}" if value == 0 or abs(value) >= 1e-3 else f"{value:.0e}"
+    if value == 0 or abs(value) >= 1e-3:
+        return f"{value:.6g}"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits.removesuffix('.0')}e{int(power)}"

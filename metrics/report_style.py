@@ -23,7 +23,7 @@ h3 { margin: 14px 0 6px; font-size: 14px; color: var(--soft); font-weight: 600; 
 .tiles div { flex: 1 1 130px; padding: 12px 16px; background: var(--card); border: 1px solid var(--line);
   border-radius: 10px; color: var(--soft); font-size: 13px; }
 .tiles b { display: block; color: var(--ink); font-size: 24px; line-height: 1.25; font-variant-numeric: tabular-nums; }
-.blocks { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 460px), 1fr)); gap: 16px; }
+.blocks { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 16px; }
 .blocks > p, .blocks > pre, .blocks > details, .blocks > table, .strip { grid-column: 1 / -1; }
 .blocks > p { margin: 0 0 -10px; }
 figure { margin: 0; }

@@ -123,12 +123,12 @@ def losses(columns: dict[str, list[tuple[float, float]]]) -> list[str]:
     def parts(prefix: str, lengths: bool) -> dict[str, Points]:
         found = {name.removeprefix(prefix): points for name, points in columns.items() if name.startswith(prefix)
                  and name not in NOT_LOSSES and not any(name.startswith(f"{prefix}{word}") for word in JUDGED)}
-        return {name: points for name, points in found.items()
+        return {name: points for name, points in sorted(found.items(), reverse=True)
                 if ("_d" in name) == lengths and (prefix == "train/" or f"train/{name}" in columns)}
 
     by_length = parts("train/", True)
     ordered = dict(sorted(by_length.items(), key=lambda item: int(item[0].rpartition("_d")[2] or 0)))
-    stage_1 = {name: columns[name] for name in ("reconstruction", "regulariser") if name in columns}
+    stage_1: dict[str, Points] = {name: columns[name] for name in ("reconstruction", "regulariser") if name in columns}
     totals = {label: columns[name] for name, label in (("loss", "training"), ("val/loss", "held out"))
               if name in columns}
     return [
@@ -168,7 +168,8 @@ def quality_by_steps(columns: dict[str, list[tuple[float, float]]], evaluation: 
             points = [(int(key.split()[0]), line[-1][1]) for key, line in by_count(columns, name).items()]
             real = columns.get("val/frechet_real", [])
             floor = real[-1][1] if real and name == "frechet" else None
-        drawn.append(chart(title, {"masks": points}, NETWORK_STEPS, log_x=True, floor=floor))
+        name_of_line = f"in {points[-1][0]} steps" if points else ""
+        drawn.append(chart(title, {name_of_line: points}, NETWORK_STEPS, log_x=True, floor=floor))
     return drawn
 
 

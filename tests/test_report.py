@@ -155,4 +155,6 @@ def test_a_wide_range_gets_a_logarithmic_axis() -> None:
 def test_smoothing_keeps_a_straight_line_inside_and_numbers_are_short() -> None:
     points = [(float(i), 2.0 * i) for i in range(90)]
     assert smoothed(points)[3:-3] == points[3:-3]
-    assert [number(v) for v in (0.0, 0.25, 20000.0, 1500.0, 0.0005)] == ["0", "0.25", "20k", "1500", "5e-04"]
+    assert [number(v) for v in (0.0, 0.25, 20000.0, 1500.0, 0.0005, 0.00025)] == [
+        "0", "0.25", "20k", "1500", "5e-4", "2.5e-4",
+    ]
