@@ -5,8 +5,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 
 Points = Sequence[tuple[float, float]]
-WIDTH, HEIGHT = 520, 270
-LEFT, RIGHT, TOP, BOTTOM = 58, 14, 12, 40
+WIDTH, HEIGHT = 400, 230
+LEFT, RIGHT, TOP, BOTTOM = 46, 10, 8, 38
 DENSE = 40  # points from which a line is smoothed, with the points faint behind it
 COLOURS = 7  # those of the page's style: .c0 to .c6
 
@@ -26,7 +26,7 @@ def line_chart(lines: Mapping[str, Points], x_label: str, *, log_x: bool = False
     along = [x for points in finite.values() for x, _ in points] + ([] if log_x else [0.0])
     xs = Axis(along, LEFT, WIDTH - RIGHT, log_x, exact=True)
     ys = Axis(levels, HEIGHT - BOTTOM, TOP, log_y)
-    ticks_x = sorted({x for points in finite.values() for x, _ in points}) if log_x else xs.ticks(6)
+    ticks_x = sorted({x for points in finite.values() for x, _ in points}) if log_x else xs.ticks(5)
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img">']
     for y in ys.ticks(5):
         at = ys.place(y)

@@ -56,8 +56,10 @@ figure.grid > div { flex: 1; min-width: 0; }
 .rows li { flex: 1; min-height: 0; display: flex; align-items: center; justify-content: flex-end; line-height: 1.15;
   overflow: hidden; overflow-wrap: anywhere; }
 .strip > div { display: grid; grid-template-columns: repeat(6, 1fr); gap: 10px; }
+.strip img { image-rendering: auto; }
 .strip figcaption { margin: 4px 0 0; font-weight: 400; color: var(--soft); font-size: 13px; }
-pre { margin: 0; padding: 10px 14px; overflow-x: auto; background: var(--code); border: 1px solid var(--line);
+pre { margin: 0; padding: 10px 14px; white-space: pre-wrap; overflow-wrap: anywhere;
+  background: var(--code); border: 1px solid var(--line);
   border-radius: 8px; font: 13px/1.5 ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; user-select: all; }
 code { font: 0.9em ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 table { border-collapse: collapse; font-size: 13px; justify-self: start; }

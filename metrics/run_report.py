@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import shlex
 import warnings
 from collections.abc import Iterable, Mapping
 from html import escape
@@ -234,16 +235,15 @@ def row_names(picture: Picture) -> str:
 def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pictures: dict[str, list[Picture]]) -> str:
     """What to type next, from the project's root."""
     python, folder = ".venv/bin/python -m", str(run_dir)
-    last = f"{folder}/{run['checkpoint']}"
+    last = shlex.quote(f"{folder}/{run['checkpoint']}")
     started = run.get("started_by", "")
     preset = started.split()[2] if len(started.split()) > 2 and not started.split()[2].startswith("-") else "PRESET"
     told = started or f"bash scripts/train_stage_{2 if run['kind'] == 'diffusion' else 1}.sh PRESET"
-    told = told.partition(" --train.resume")[0] if told.endswith(" --train.resume auto") else told
-    where = "" if "--train.run-dir" in told else f" --train.run-dir {folder}"
-    more = f"{told}{where} --train.resume auto"
+    again = {"--train.run-dir": folder, "--train.resume": "auto"}
     if run["status"] == "complete":
-        more += f" --train.max-steps {2 * int(cfg['train']['max_steps'])}"
-    found = [("go on with this training" + (", for longer" if run["status"] == "complete" else ""), more)]
+        again["--train.max-steps"] = str(2 * int(cfg["train"]["max_steps"]))
+    longer = ", for longer" if run["status"] == "complete" else ""
+    found = [(f"go on with this training{longer}", with_options(told, again))]
     if run["kind"] == "diffusion":
         rows = next((own[-1].rows for own in pictures.values() if own), ())
         prompt = next((row for row in rows if row.strip() and '"' not in row), "a heart")
@@ -254,8 +254,20 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
         ]
     else:
         found.append(("train stage 2 on it", f"bash scripts/train_stage_2.sh {preset} --autoencoder {last}"))
-    found.append(("write this page anew", f"{python} scripts.report {folder}"))
+    found.append(("write this page anew", f"{python} scripts.report {shlex.quote(folder)}"))
     return "".join(f"<p>{label}</p><pre>{escape(line)}</pre>" for label, line in found)
+
+
+def with_options(command: str, options: Mapping[str, str]) -> str:
+    """A command with these options in the place of those that it had."""
+    words, kept = shlex.split(command), []
+    while words:
+        word = words.pop(0)
+        if word.replace("_", "-") in options:
+            words[:1] = []  # its value
+        else:
+            kept.append(word)
+    return shlex.join([*kept, *(word for option in options.items() for word in option)])
 
 
 def config_table(cfg: Mapping[str, Any]) -> str:
