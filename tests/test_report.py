@@ -78,7 +78,8 @@ def test_a_report_is_one_whole_page_that_asks_no_network(run_dir: Path) -> None:
         "my <run>", "complete after 10 of 1,500 steps", "Quality against network steps", "Samples over time", "a <b>",
         "Self-consistency by step length", "condition_drop", "torch",
         f"animals-tiny --train.run-dir '{run_dir}' --train.resume auto --train.max-steps 3000",
-        f"scripts.evaluate --checkpoint '{run_dir}/last.ckpt'", f"--checkpoint '{run_dir}/last.ckpt' --prompt \"a cat\"",
+        f"scripts.evaluate --checkpoint '{run_dir}/last.ckpt'",
+        f"--checkpoint '{run_dir}/last.ckpt' --prompt \"a cat\"",
     ):  # fmt: skip
         assert told in page.text, told
 
