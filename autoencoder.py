@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from configs.autoencoder_cfg import KLCfg, L1LossCfg, MaskLossCfg, Stage1Cfg, VarianceExpansionCfg
 from configs.cli import from_dict, to_dict
+from models import build_vae
 from models.checkpoint import CheckpointError, describe, read_checkpoint
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.equivariance import random_change
@@ -52,7 +53,7 @@ class AutoencoderModule(L.LightningModule):
         self.cfg = cfg
         self.data = data  # fingerprint of the data set
         self.complete = False  # whether training ended as planned
-        self.vae = VAE(cfg.autoencoder, cfg.data.channels)
+        self.vae = build_vae(cfg.autoencoder, cfg.data.channels)
         self.average = frozen_twin(self.vae)
         shape = (cfg.autoencoder.latent_channels, 1, 1)
         self.register_buffer("latent_mean", torch.zeros(shape))

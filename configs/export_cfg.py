@@ -18,7 +18,7 @@ class ExportCfg:
     steps: int = 1
     """Network steps of a graph."""
     out: str = ""
-    """The file to write, and a .json beside it; empty: model.FORMAT beside the checkpoint (in runs for icons, animals)."""
+    """The file to write, and a .json beside it; empty: model.FORMAT beside the checkpoint (runs for icons, animals)."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the weights of safetensors; bf16 takes half the space. Graphs are in fp32."""
     overwrite: bool = False
