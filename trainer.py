@@ -15,7 +15,6 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 from tqdm import tqdm
 
@@ -36,6 +35,8 @@ from diffusion import MAKE, DiffusionModule, load_diffusion
 from metrics.callbacks import Drawing, ReconstructionMonitor, SamplePreview
 from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
+from metrics.run_report import report_if_possible
+from metrics.trackers import build_loggers, close, require_packages
 from models.checkpoint import CheckpointError, whole
 from models.export import KEY
 from models.hardware import (
@@ -85,10 +86,6 @@ def build_trainer(
     for callback in extra:
         if isinstance(callback, Drawing):
             callback.pause = stop.pause
-    csv, number = "csv", 1
-    while (run_dir / csv).exists():  # the logger would remove what a resumed training wrote before
-        number += 1
-        csv = f"csv-{number}"
     return L.Trainer(
         accelerator=cfg.accelerator,
         devices=devices,
@@ -105,7 +102,8 @@ def build_trainer(
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
-        logger=[TensorBoardLogger(run_dir, name="", version="tensorboard"), CSVLogger(run_dir, name="", version=csv)],
+        logger=build_loggers(cfg, run_dir),
+        default_root_dir=run_dir,
         callbacks=[stop, routine, StepProgress(), LearningRateMonitor("step"), *extra, checkpoints],
         plugins=[WholeCheckpoints()],
     )
@@ -114,6 +112,7 @@ def build_trainer(
 def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskDataModule]:
     """What both stages do first: run folder, saved config, seed and data."""
     quiet()
+    require_packages(cfg.train)
     print(as_text(cfg), flush=True)
     L.seed_everything(cfg.train.seed, verbose=False)
     if math.prod(processes(cfg.train)) > 1:
@@ -147,6 +146,9 @@ def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Resume | 
             trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
             finish(trainer, module, data, run_dir, kind)
     finally:
+        close(trainer.loggers)
+        if trainer.is_global_zero and trainer.global_step:
+            report_if_possible(run_dir)
         release(run_dir)
 
 

@@ -97,6 +97,14 @@ class AutoencoderCfg:
 
 
 @dataclass(frozen=True)
+class ImportedCfg(AutoencoderCfg):
+    """An ``AutoencoderKL`` of diffusers, frozen: scripts/import_autoencoder.py makes this, and nothing trains it."""
+
+    config: str = "{}"
+    """Its config, in JSON; ``multipliers`` only says how much it shrinks an image."""
+
+
+@dataclass(frozen=True)
 class Stage1Cfg:
     """Everything that a stage-1 training needs."""
 

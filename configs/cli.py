@@ -119,7 +119,8 @@ def _revive(hint: Any, value: Any) -> Any:
     members = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, Mapping):
         classes: dict[str, Any] = {
-            member.__name__: member for member in members if dataclasses.is_dataclass(member)  # type: ignore[union-attr]
+            cls.__name__: cls for member in members if dataclasses.is_dataclass(member)
+            for cls in (member, *member.__subclasses__())  # type: ignore[union-attr]  # a class where it is no instance
         }
         kind = value.get("type", next(iter(classes), None))
         if not isinstance(kind, str) or kind not in classes:

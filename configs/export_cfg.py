@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.checks import one_of, require
+from configs.checks import one_of, positive, require
 
 
 @dataclass(frozen=True)
@@ -11,15 +11,23 @@ class ExportCfg:
     """Everything that an export needs."""
 
     checkpoint: str
-    """Stage 2's checkpoint."""
+    """Stage 2's checkpoint; for graphs also an export, or icons or animals, which come with the project."""
+    format: Literal["safetensors", "onnx", "pt2"] = "safetensors"
+    """safetensors: weights and config, for this project. onnx or pt2 (torch.export): text projection, network steps and
+    decoder as a graph for any program, checked against the model and timed beside it."""
+    steps: int = 1
+    """Network steps of a graph."""
     out: str = ""
-    """The .safetensors file to write, a .json file beside it; empty: model.safetensors beside the checkpoint."""
+    """The file to write, and a .json beside it; empty: model.FORMAT beside the checkpoint (runs for icons, animals)."""
     dtype: Literal["bf16", "fp32"] = "bf16"
-    """Precision of the weights; bf16 takes half the space."""
+    """Precision of the weights of safetensors; bf16 takes half the space. Graphs are in fp32."""
     overwrite: bool = False
     """Replace files that are already there."""
 
     def __post_init__(self) -> None:
         require(bool(self.checkpoint.strip()), "checkpoint", self.checkpoint, "the path of a stage-2 checkpoint")
-        require(not self.out or self.out.endswith(".safetensors"), "out", self.out, "a file that ends in .safetensors")
+        one_of("format", self.format, ("safetensors", "onnx", "pt2"))
+        positive("steps", self.steps)
+        ending = f".{self.format}"
+        require(not self.out or self.out.endswith(ending), "out", self.out, f"a file that ends in {ending}")
         one_of("dtype", self.dtype, ("bf16", "fp32"))

@@ -51,6 +51,8 @@ class GenerateCfg(SamplingCfg):
     """Write into a folder that is not empty; the files of its earlier manifest are removed first."""
     resume: bool = False
     """Go on with a generation of the same settings that was stopped: files of OUT that are there are kept."""
+    imagefolder: bool = False
+    """Write metadata.jsonl too, so that Hugging Face's load_dataset("imagefolder", data_dir=OUT) reads the folder."""
     one_bit: bool = False
     """1-bit PNG files instead of 8-bit files with 0 and 255."""
     size: int = 64

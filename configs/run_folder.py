@@ -4,7 +4,10 @@ import contextlib
 import json
 import os
 import platform
+import shlex
+import sys
 from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +22,7 @@ except ImportError:  # Windows
 
 LOCK = ".lock"
 NO_RUN = (OSError, ValueError, KeyError, TypeError)  # what reading a run.json that is not ours raises
+PACKAGES = ("torch", "torchvision", "lightning", "numpy", "transformers", "albumentations")
 _held: dict[Path, IO[str]] = {}  # run folders of this process
 
 
@@ -108,8 +112,11 @@ def release(folder: Path) -> None:
 
 
 def describe_run(run_dir: Path, kind: str, data: str, status: str) -> None:
-    """run.json: what a later stage looks for."""
-    about = {"kind": kind, "data": data, "status": status, "checkpoint": "last.ckpt"}
+    """run.json: what a later stage looks for, and what started the training with which versions."""
+    about = {
+        "kind": kind, "data": data, "status": status, "checkpoint": "last.ckpt", "started_by": command_line(),
+        "versions": versions(),
+    }
     write_text(run_dir / "run.json", json.dumps(about, indent=2) + "\n")
 
 
@@ -119,6 +126,22 @@ def put_right(checkpoint: Path, kind: str, data: str) -> None:
         run = json.loads((checkpoint.parent / "run.json").read_text())
         if run["status"] != "complete" and run["checkpoint"] == checkpoint.name:
             describe_run(checkpoint.parent, kind, data, "complete")
+
+
+def command_line() -> str:
+    """The command that started this training; empty where another program did."""
+    name = Path(sys.argv[0]).stem
+    known = name in ("train_stage_1", "train_stage_2")
+    return shlex.join(["bash", f"scripts/{name}.sh", *sys.argv[1:]]) if known else ""
+
+
+def versions() -> dict[str, str]:
+    """Of Python, the system and the packages that decide a training's numbers."""
+    found = {"python": platform.python_version(), "system": f"{platform.system()} {platform.machine()}"}
+    for name in PACKAGES:
+        with contextlib.suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
 def newest_complete(runs: str, kind: str, data: str) -> Path | None:

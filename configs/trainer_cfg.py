@@ -7,6 +7,7 @@ from configs.checks import fraction, non_negative, one_of, positive, require
 
 PRECISIONS = ("auto", "fp32", "bf16-mixed", "fp16-mixed")
 STRATEGIES = ("auto", "ddp", "fsdp", "hybrid")
+TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,12 @@ class TrainerCfg:
     """Steps between two validations."""
     log_every: int = 25
     """Steps between two logged points."""
+    trackers: tuple[Literal["tensorboard", "wandb", "mlflow"], ...] = ("tensorboard",)
+    """Where numbers and pictures go, beside CSV files and report.html in the run folder; such as tensorboard mlflow."""
+    project: str = "masks"
+    """Name of the W&B project or MLflow experiment."""
+    mlflow_uri: str = ""
+    """MLflow's server or store; empty: MLFLOW_TRACKING_URI, else mlflow.db (SQLite) in the runs folder."""
     previews: bool = True
     """Draw pictures at each validation."""
     quality: int = 256
@@ -93,5 +100,9 @@ class TrainerCfg:
         require(self.quality == 0 or self.quality >= 8, "train.quality", self.quality, "0 (none) or at least 8")
         one_of("train.strategy", self.strategy, STRATEGIES)
         one_of("train.precision", self.precision, PRECISIONS)
+        for tracker in self.trackers:
+            one_of("train.trackers", tracker, TRACKERS)
+        require(len(set(self.trackers)) == len(self.trackers), "train.trackers", self.trackers, "different names")
+        require(bool(self.project.strip()), "train.project", self.project, "a name")
         require(0 <= self.seed < 2**32, "train.seed", self.seed, "from 0 to 4294967295")
         require(bool(self.resume.strip()), "train.resume", self.resume, "none, auto or the path of a checkpoint")

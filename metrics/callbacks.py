@@ -1,6 +1,7 @@
 """What a training shows of itself: reconstruction scores, pictures, and sample grids with fixed prompts and seeds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -8,18 +9,18 @@ import torch
 from torch import Tensor
 from torchvision.utils import make_grid
 
+from metrics.pictures import keep_picture
 from metrics.reconstruction import dice, iou
+from metrics.trackers import show_picture
 
 
-def add_picture(trainer: L.Trainer, tag: str, rows: Tensor, columns: int) -> None:
-    """Write pictures [N,C,H,W] in [0,1] as one grid to every logger that takes images."""
+def add_picture(trainer: L.Trainer, tag: str, pictures: Tensor, columns: int, rows: Sequence[str]) -> None:
+    """Write pictures [N,C,H,W] in [0,1] as one grid with the names ``rows`` to the run folder and to the trackers."""
     if not trainer.is_global_zero:
         return
-    grid = make_grid(rows.float().cpu(), nrow=columns, padding=1, pad_value=0.5)
-    for logger in trainer.loggers:
-        writer = getattr(logger, "experiment", None)
-        if writer is not None and hasattr(writer, "add_image"):
-            writer.add_image(tag, grid, trainer.global_step)
+    grid = make_grid(pictures.float().cpu(), nrow=columns, padding=1, pad_value=0.5).clamp(0, 1)
+    keep_picture(Path(trainer.default_root_dir), tag, trainer.global_step, grid, rows)
+    show_picture(trainer.loggers, tag, grid, trainer.global_step)
 
 
 class ReconstructionMonitor(L.Callback):
@@ -40,7 +41,7 @@ class ReconstructionMonitor(L.Callback):
             scores = {"val/iou": iou(drawn, real).mean(), "val/dice": dice(drawn, real).mean()}
             pl_module.log_dict(scores, batch_size=len(x), sync_dist=True, prog_bar=True)
         if batch_idx == 0:
-            add_picture(trainer, "reconstructions", torch.cat([x[:16], p[:16]]), columns=len(x[:16]))
+            add_picture(trainer, "reconstructions", torch.cat([x[:16], p[:16]]), len(x[:16]), ["mask", "rebuilt"])
 
 
 def go_on() -> None:
@@ -71,4 +72,4 @@ class SamplePreview(Drawing):
         for steps in self.steps:  # on every rank: sharded networks need all of them
             self.pause()
             masks = pl_module.generate(prompts, noise, steps=steps)
-            add_picture(trainer, f"samples/{steps}_steps", masks, columns=per_prompt)
+            add_picture(trainer, f"samples/{steps}_steps", masks, per_prompt, self.prompts)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from configs.autoencoder_cfg import Stage1Cfg
+from models import build_vae
 from models.ema import frozen_twin
-from models.vae import VAE, Posterior
+from models.vae import Posterior
 
 
 class Autoencoder(nn.Module):
@@ -24,7 +25,7 @@ class Autoencoder(nn.Module):
         self.cfg = cfg
         self.data = data  # fingerprint of the data set
         self.complete = False  # whether training ended as planned
-        self.vae = VAE(cfg.autoencoder, cfg.data.channels)
+        self.vae = build_vae(cfg.autoencoder, cfg.data.channels)
         self.average = frozen_twin(self.vae)
         shape = (cfg.autoencoder.latent_channels, 1, 1)
         self.register_buffer("latent_mean", torch.zeros(shape))

@@ -37,6 +37,7 @@ def main(argv: list[str] | None = None) -> None:
         from data.sources import load_splits
         from metrics.comparison import as_row, quality_figure
         from metrics.report import as_table
+        from metrics.run_report import report_if_possible
         from models.checkpoint import file_hash
         from scripts.mask_model import load_mask_model
         from scripts.seeded import choose_device
@@ -54,6 +55,8 @@ def main(argv: list[str] | None = None) -> None:
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         quality_figure([as_row(beside.name, [report])], out.with_suffix(".png"))
         print(f"{as_table(report)}\n\nreport: {out}\nfigure: {out.with_suffix('.png')}")
+        if out == path.parent / "evaluation.json" and (path.parent / "run.json").exists():
+            report_if_possible(path.parent)
 
 
 def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -> dict[str, Any]:

@@ -1,6 +1,7 @@
-"""One file to generate from: ``python -m scripts.export --checkpoint runs/x/last.ckpt``.
+"""One file to generate from: ``python -m scripts.export --checkpoint runs/x/last.ckpt [--format onnx]``.
 
-Writes the averaged weights of both stages as safetensors, and a JSON file with config, shapes and SHA-256 beside it.
+Writes the averaged weights of both stages as safetensors, or the way from prompts' states to masks as a graph (ONNX or
+torch.export), and a JSON file with config, shapes and SHA-256 beside it.
 """
 
 import json
@@ -10,6 +11,7 @@ from typing import Any
 
 from configs.cli import as_text, parse
 from configs.export_cfg import ExportCfg
+from configs.shipped import FOLDER, checkpoint_path
 from configs.whole_file import write_text
 from scripts.run import refuse_kindly
 
@@ -30,28 +32,55 @@ def export(cfg: ExportCfg) -> Path:
         CheckpointError: a checkpoint that cannot be used.
         FileExistsError: a file that is already there (without ``overwrite``).
     """
-    import torch
-
-    from models.checkpoint import file_hash, read_checkpoint
-    from models.export import KEY, averaged, write_export
-
-    source = Path(cfg.checkpoint).expanduser()
-    out = Path(cfg.out).expanduser() if cfg.out else source.parent / "model.safetensors"
+    source = checkpoint_path(cfg.checkpoint)
+    beside = source.parent / "model" if source.parent != FOLDER else Path("runs") / source.stem
+    out = Path(cfg.out).expanduser() if cfg.out else beside.with_suffix(f".{cfg.format}")
     for path in (out, out.with_suffix(".json")):
         if path.exists() and not cfg.overwrite:
             raise FileExistsError(f"{path} is already there: name another file with --out, or add --overwrite True")
+
+    from models.checkpoint import read_checkpoint
+    from models.export import KEY
+
     content = read_checkpoint(source, "diffusion", "bash scripts/train_stage_2.sh")
     if not content[KEY]["complete"]:
         print(f"warning: the training of {source} was not finished", file=sys.stderr)
+    about = export_weights(content, out, cfg) if cfg.format == "safetensors" else export_graph(source, out, cfg)
+    write_text(out.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+    return out
+
+
+def export_weights(content: dict[str, Any], out: Path, cfg: ExportCfg) -> dict[str, Any]:
+    """Write the safetensors file; returns what is told beside it."""
+    import torch
+
+    from models.checkpoint import file_hash
+    from models.export import KEY, averaged, write_export
+
     tensors = averaged(content["state_dict"], torch.bfloat16 if cfg.dtype == "bf16" else torch.float32)
     told = without_places(content[KEY])
     write_export(out, tensors, told)
-    about = {
+    return {
         "sha256": file_hash(out), "training_steps": content.get("global_step"), **told,
         "tensors": {name: list(value.shape) for name, value in tensors.items()},
     }
-    write_text(out.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
-    return out
+
+
+def export_graph(source: Path, out: Path, cfg: ExportCfg) -> dict[str, Any]:
+    """Write the graph; prints how it compares with the model, and returns what is told beside it."""
+    from diffusion import load_diffusion
+    from models.checkpoint import file_hash
+    from scripts.graphs import write_graph
+
+    module = load_diffusion(source)
+    told = write_graph(module, out, cfg.steps)
+    print(f"largest difference from the model: {told['largest_error']:.1e} of a probability")
+    for rows, times in told["milliseconds"].items():
+        spoken = ", ".join(f"{name} {ms} ms" for name, ms in times.items())
+        print(f"{rows.replace('_', ' ').replace('1 masks', '1 mask')} in {cfg.steps} step(s) on {told['threads']} "
+              f"thread(s): {spoken}")  # fmt: skip
+    text = {"encoder": module.cfg.text.encoder, "max_tokens": module.cfg.text.max_tokens}
+    return {"sha256": file_hash(out), "text": text, **told}
 
 
 def without_places(about: dict[str, Any]) -> dict[str, Any]:

@@ -17,7 +17,17 @@ from configs.checks import ConfigError
 from configs.cli import as_text, parse
 from configs.generate_cfg import GenerateCfg
 from configs.shipped import checkpoint_path
-from scripts.mask_files import MANIFEST, PLAN, Plan, output_folder, prepare_folder, to_pixels, unique_slugs, write_png
+from scripts.mask_files import (
+    MANIFEST,
+    PLAN,
+    Plan,
+    output_folder,
+    prepare_folder,
+    to_pixels,
+    unique_slugs,
+    write_metadata,
+    write_png,
+)
 from scripts.ranks import Ranks, joined, launched
 from scripts.run import refuse_kindly
 
@@ -84,6 +94,8 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
 
     def end() -> None:
         draw_grid(out, plan, cfg.size)
+        if cfg.imagefolder:
+            write_metadata(out, plan)
         os.replace(out / PLAN, out / MANIFEST)
 
     ranks.first(begin)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 SLUG_LENGTH = 48
 MANIFEST = "manifest.jsonl"
+METADATA = "metadata.jsonl"
+COLUMNS = ("file_name", "text", "seed", "steps")
 PLAN = ".manifest.jsonl.part"  # the manifest until every file that it lists is there
 
 
@@ -138,12 +140,22 @@ def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
                     if name := re.search(r'"file_name": "([a-z0-9-]+\.png)"', line):
                         (out / name[1]).unlink(missing_ok=True)
             begun.unlink()
+            (out / METADATA).unlink(missing_ok=True)
     for part in out.glob(".*.png.part"):  # of a process that was killed
         part.unlink()
     with (part := out / f"{PLAN}.new").open("w", encoding="utf-8") as file:
         file.writelines(plan.lines())
     os.replace(part, out / PLAN)
     (out / "config.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n", encoding="utf-8")
+
+
+def write_metadata(out: Path, plan: Plan) -> None:
+    """metadata.jsonl: what is different between the files, a line each."""
+    with (part := out / f".{METADATA}.part").open("w", encoding="utf-8") as file:
+        for line in plan.lines():
+            about = json.loads(line)
+            file.write(json.dumps({name: about[name] for name in COLUMNS}, ensure_ascii=False) + "\n")
+    os.replace(part, out / METADATA)
 
 
 def check_same(path: Path, plan: Plan) -> None:

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -106,6 +107,22 @@ def test_the_manifest_says_how_each_file_was_made_and_reads_back_as_a_training_s
     source = FolderSource(str(out))
     again = load_folder(str(out), "--data.source.train", source, DataCfg(source, image_size=8))
     assert sorted(again.prompts) == sorted(row["text"] for row in manifest)
+
+
+def test_an_imagefolder_lists_every_mask_and_no_other_file(checkpoint, tmp_path):
+    out = tmp_path / "out"
+    generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, out, steps=(1, 4), imagefolder=True))
+    lines = [json.loads(line) for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert lines == [{key: row[key] for key in ("file_name", "text", "seed", "steps")} for row in rows(out)]
+    assert {line["file_name"] for line in lines} == {path.name for path in out.glob("*.png")} - {"grid.png"}
+    assert sorted(load_folder(str(out), "x", FolderSource(), DataCfg()).prompts) == sorted(row["text"] for row in lines)
+    if find_spec("datasets"):  # large and optional
+        from datasets import load_dataset
+
+        read = load_dataset("imagefolder", data_dir=str(out), split="train", cache_dir=str(tmp_path / "cache"))
+        assert sorted(read["text"]) == sorted(line["text"] for line in lines)
+    generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, out, overwrite=True))
+    assert not (out / "metadata.jsonl").exists()
 
 
 def test_one_bit_files_and_colour_images(checkpoint, tmp_path):

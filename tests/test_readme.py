@@ -17,8 +17,10 @@ from configs.demo_cfg import DemoCfg
 from configs.evaluate_cfg import EvaluateCfg
 from configs.export_cfg import ExportCfg
 from configs.generate_cfg import GenerateCfg
+from configs.import_cfg import IMPORTS
 from configs.presets import STAGE_1, STAGE_2
 from configs.quickstart_cfg import QuickstartCfg
+from configs.report_cfg import ReportCfg
 from configs.sampler_cfg import FlowCfg
 from samplers import FlowMatching
 
@@ -54,6 +56,10 @@ def test_every_command_of_the_readme_parses() -> None:
             parse(ExportCfg, rest, name)
         elif name == "check_data":
             parse(CheckDataCfg, rest, name)
+        elif name == "import_autoencoder":
+            parse_preset(IMPORTS, rest, name)
+        elif name == "report":
+            parse(ReportCfg, rest, name)
         elif name == "caption_masks":
             parse(CaptionMasksCfg, rest, name)
         elif name == "quickstart" and rest:

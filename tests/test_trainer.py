@@ -84,6 +84,14 @@ def test_pictures_at_1_4_and_32_steps_reach_tensorboard(stage_1: Path, stage_2: 
     assert tags == {"reconstructions", "samples/1_steps", "samples/4_steps", "samples/32_steps"}
 
 
+def test_each_stage_ends_with_a_report_that_holds_its_pictures(stage_1: Path, stage_2: Path) -> None:
+    for folder, pictures in ((stage_1, 1 + 2), (stage_2, 3 + 3 * 2)):  # the newest, and after each of two validations
+        text = (folder / "report.html").read_text()
+        assert text.count("data:image/png;base64,") == pictures
+        assert "complete after 4 of 4 steps" in text
+        assert f"bash scripts/train_stage_{1 if folder == stage_1 else 2}.sh animals-tiny" in text
+
+
 @pytest.mark.parametrize("stage", [1, 2])
 def test_resuming_ends_with_the_same_weights(stage: int, stage_1: Path, stage_2: Path, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch (2 of 3 batches), resumed, and compared bit by bit, averages included."""

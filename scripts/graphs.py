@@ -1,0 +1,142 @@
+"""Whole graphs from prompts' states to masks, for programs without this project: torch.export and ONNX."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from configs.checks import ConfigError
+from configs.whole_file import write_whole
+from models.text import Condition
+from samplers import Guidance
+
+INPUTS = ("noise", "tokens", "keep")
+TOLERANCE = 1e-4  # of probabilities
+OPSET = 20
+
+
+class Drawer(nn.Module):
+    """Text projection, network steps and decoder of a trained model, in fp32 on the CPU.
+
+    noise [B,Cz,h,w] standard normal, tokens [B,L,D] states of the text encoder, keep [B,L] bool (False: padding) ->
+    probabilities [B,C,H,W].
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, module: Any, steps: int) -> None:
+        super().__init__()
+        self.net, self.vae, self.sampler = module.average, module.autoencoder.average, module.sampler
+        self.register_buffer("mean", module.autoencoder.latent_mean)
+        self.register_buffer("std", module.autoencoder.latent_std)
+        self.grid: list[float] = self.sampler.times(steps).tolist()
+
+    def forward(self, noise: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
+        cond = Condition(tokens, keep)
+        z = self.sampler.walk(self.sampler.reading(self.net), noise, self.grid, cond, Guidance(), no_noise)
+        return self.vae.decode(z * self.std + self.mean).sigmoid()
+
+
+def no_noise(like: Tensor) -> Tensor:
+    raise ConfigError("this sampler adds fresh noise in its steps, which a graph cannot hold: train or name one that "
+                      "does not, such as ddim for ddpm")  # fmt: skip
+
+
+def example(module: Any, rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Inputs of a :class:`Drawer`, from real prompts of two lengths and one that says nothing."""
+    prompts = ["a heart", "a house with two small windows", ""]
+    cond = module.encode_text([prompts[row % len(prompts)] for row in range(rows)])
+    noise = torch.randn(rows, *module.latent_shape, generator=torch.Generator().manual_seed(rows))
+    return noise, cond.tokens, cond.keep
+
+
+def as_program(drawer: Drawer, inputs: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    """The graph for any number of masks and tokens."""
+    rows, tokens = torch.export.Dim("masks"), torch.export.Dim("tokens")
+    shapes = {"noise": {0: rows}, "tokens": {0: rows, 1: tokens}, "keep": {0: rows, 1: tokens}}
+    with torch.no_grad():
+        return torch.export.export(drawer, inputs, dynamic_shapes=shapes, strict=True)
+
+
+def write_graph(module: Any, path: Path, steps: int) -> dict[str, Any]:
+    """Write ``path`` (.onnx or .pt2), read it back, and compare it with the model it was made of.
+
+    Returns:
+        What is told beside the file: inputs, largest error, and milliseconds of one mask and of eight.
+
+    Raises:
+        ModuleNotFoundError: ONNX's packages are missing.
+        ConfigError: a sampler that draws noise in its steps, or a graph that answers something else.
+    """
+    kind = path.suffix
+    require_packages(kind)
+    drawer = Drawer(module, steps).eval().requires_grad_(False)
+    program = as_program(drawer, example(module, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if kind == ".onnx":
+        made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=["masks"],
+                                 verbose=False)  # fmt: skip
+        content = made.model_proto.SerializeToString()  # type: ignore[union-attr]  # None without dynamo
+        write_whole(path, lambda file: file.write(content))
+        drawn = run_onnx(path)
+    else:
+        write_whole(path, lambda file: torch.export.save(program, file))
+        drawn = torch.export.load(path).module()
+    error = 0.0
+    for rows in (1, 5):  # other sizes than that of the example
+        inputs = example(module, rows)
+        with torch.no_grad():
+            error = max(error, float((drawn(*inputs) - drawer(*inputs)).abs().max()))
+    if not error <= TOLERANCE:
+        raise ConfigError(f"{path} answers something else than the model: probabilities differ by {error:.2g}")
+    latency = {
+        f"{rows}_masks": {"pytorch": milliseconds(drawer, example(module, rows)),
+                          kind.removeprefix("."): milliseconds(drawn, example(module, rows))}
+        for rows in (1, 8)
+    }  # fmt: skip
+    noise, tokens, _ = example(module, 3)
+    shapes = {"noise": ["masks", *noise.shape[1:]], "tokens": ["masks", "tokens", tokens.shape[2]],
+              "keep": ["masks", "tokens"]}  # fmt: skip
+    return {"steps": steps, "inputs": shapes, "largest_error": error, "threads": torch.get_num_threads(),
+            "milliseconds": latency}  # fmt: skip
+
+
+def require_packages(kind: str) -> None:
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if kind == ".onnx" and find_spec(name) is None]
+    if missing:
+        raise ModuleNotFoundError(f"a file for ONNX needs {' and '.join(missing)}: run .venv/bin/python -m pip install "
+                                  "onnx onnxscript onnxruntime")  # fmt: skip
+
+
+def run_onnx(path: Path) -> Callable[..., Tensor]:
+    """The graph of a file, run by onnxruntime on as many threads as torch has."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+
+    def drawn(*inputs: Tensor) -> Tensor:
+        feed = {name: value.numpy() for name, value in zip(INPUTS, inputs, strict=True)}
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    return drawn
+
+
+@torch.no_grad()
+def milliseconds(draw: Callable[..., Tensor], inputs: tuple[Tensor, ...], repeats: int = 20) -> float:
+    """Median time of one call."""
+    found = []
+    for _ in range(repeats + 3):
+        began = time.perf_counter()
+        draw(*inputs)
+        found.append(1000 * (time.perf_counter() - began))
+    return round(statistics.median(found[3:]), 2)

@@ -1,0 +1,26 @@
+"""Write report.html of a training anew, finished or not: ``python -m scripts.report runs/x``."""
+
+import sys
+from pathlib import Path
+
+from configs.cli import parse
+from configs.report_cfg import ReportCfg
+from scripts.run import refuse_kindly
+
+
+def main(argv: list[str] | None = None) -> None:
+    args = sys.argv[1:] if argv is None else argv
+    cfg: ReportCfg = parse(ReportCfg, args, "python -m scripts.report", "Write a training's report.html anew.")
+    with refuse_kindly("report"):
+        folder = Path(cfg.run).expanduser()
+        missing = next((name for name in ("config.json", "run.json") if not (folder / name).is_file()), None)
+        if missing:
+            raise FileNotFoundError(f"{cfg.run} is no run folder, as it holds no {missing}: name one such as runs/mine")
+
+        from metrics.run_report import write_report
+
+        print(f"report: {write_report(folder)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,80 @@
+"""Graphs for other programs: what they draw is what the model draws, for any number of masks and tokens."""
+
+import json
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.checks import ConfigError
+from configs.sampler_cfg import DDPMCfg
+from diffusion import DiffusionModule
+from samplers import build_sampler
+from scripts import graphs
+from scripts.export import main as export
+from scripts.graphs import Drawer, example, write_graph
+
+ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
+
+
+def test_a_drawer_draws_what_generate_draws(tiny_diffusion: DiffusionModule) -> None:
+    prompts = ["a heart", "a house with two small windows", ""]
+    noise, tokens, keep = example(tiny_diffusion, 3)
+    for steps in (1, 3):
+        drawn = Drawer(tiny_diffusion, steps)(noise, tokens, keep)
+        assert torch.equal(drawn, tiny_diffusion.generate(prompts, noise, steps=steps))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.skipif(
+    not ONNX, reason="onnx, onnxscript and onnxruntime are not installed (they are optional)"))])
+def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: DiffusionModule, tmp_path: Path) -> None:
+    content = {"state_dict": tiny_diffusion.state_dict(), "global_step": 7}
+    tiny_diffusion.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    export(["--checkpoint", str(tmp_path / "a.ckpt"), "--format", kind, "--steps", "2"])
+    path = tmp_path / f"model.{kind}"
+    drawn = graphs.run_onnx(path) if kind == "onnx" else torch.export.load(path).module()
+    inputs = example(tiny_diffusion, 2)
+    noise, tokens, keep = inputs
+    longer = (noise, torch.cat([tokens, torch.randn(2, 5, 384)], 1), torch.cat([keep, torch.ones(2, 5) > 0], 1))
+    for given in (inputs, longer, tuple(value[:1] for value in inputs)):
+        torch.testing.assert_close(drawn(*given), Drawer(tiny_diffusion, 2)(*given), rtol=0, atol=1e-4)
+    about = json.loads(path.with_suffix(".json").read_text())
+    assert about["largest_error"] <= 1e-4
+    assert about["inputs"] == {
+        "noise": ["masks", 4, 8, 8], "tokens": ["masks", "tokens", 384], "keep": ["masks", "tokens"],
+    }
+    assert set(about["milliseconds"]["8_masks"]) == {"pytorch", kind}
+
+
+def test_a_graph_that_answers_something_else_is_an_error(
+    tiny_diffusion: DiffusionModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Wrong:
+        def module(self) -> object:
+            return lambda noise, tokens, keep: torch.full((len(noise), 1, 32, 32), 0.25)
+
+    monkeypatch.setattr(graphs, "as_program", lambda *args: Wrong())
+    monkeypatch.setattr(torch.export, "save", lambda program, file: file.write(b"a graph"))
+    monkeypatch.setattr(torch.export, "load", lambda path: Wrong())
+    with pytest.raises(ConfigError, match="answers something else than the model: probabilities differ by 0"):
+        write_graph(tiny_diffusion, tmp_path / "a.pt2", 1)
+
+
+def test_a_sampler_that_draws_noise_is_refused(tiny_diffusion: DiffusionModule) -> None:
+    tiny_diffusion.sampler = build_sampler(DDPMCfg())
+    with pytest.raises(ConfigError, match="fresh noise"):
+        Drawer(tiny_diffusion, 3)(*example(tiny_diffusion, 1))
+
+
+def test_missing_packages_and_other_endings_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(graphs, "find_spec", lambda name: None)
+    with pytest.raises(ModuleNotFoundError, match="needs onnx and onnxscript and onnxruntime: run "):
+        graphs.require_packages(".onnx")
+    with pytest.raises(SystemExit):
+        export(["--checkpoint", "animals", "--format", "onnx", "--out", str(tmp_path / "a.safetensors")])
+    assert "ends in .onnx" in capsys.readouterr().err

@@ -1,0 +1,161 @@
+"""report.html: made from a run folder alone, whole in one file, and never a reason for a training to fail."""
+
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import torch
+
+from configs.cli import to_dict
+from configs.presets import STAGE_2
+from metrics.curves import LEFT, RIGHT, WIDTH, line_chart, number, smoothed
+from metrics.pictures import keep_picture, kept_pictures
+from metrics.run_report import read_columns, report_if_possible, write_report
+from scripts.report import main as report
+
+CSV = """epoch,step,loss,train/flow,train/consistency,train/consistency_d1,train/grad_norm,val/loss,val/flow,\
+val/frechet_1,val/frechet_4,val/frechet_real
+0,4,2.0,1.5,0.5,,1,,,,,
+0,4,,,,,,1.8,1.6,9.0,7.0,0.5
+0,9,1.0,0.75,0.25,0.125,1,,,,,
+0,9,,,,,,0.9,0.8,3.0,2.0,0.5
+"""
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    folder = tmp_path / "my <run>"
+    (folder / "csv").mkdir(parents=True)
+    (folder / "csv" / "metrics.csv").write_text(CSV)
+    (folder / "config.json").write_text(json.dumps(to_dict(STAGE_2["animals-tiny"]())))
+    (folder / "run.json").write_text(json.dumps({
+        "kind": "diffusion", "data": "embedded:animals32 32px 1ch", "status": "complete", "checkpoint": "last.ckpt",
+        "started_by": "bash scripts/train_stage_2.sh animals-tiny --train.max-steps 9", "versions": {"torch": "2.14.1"},
+    }))  # fmt: skip
+    for steps in (1, 4):
+        for after in (5, 10):
+            keep_picture(folder, f"samples/{steps}_steps", after, torch.rand(3, 20, 40), ["a cat", "a <b>"])
+    return folder
+
+
+class Page(HTMLParser):
+    """Tags that were opened and not closed, what is loaded from elsewhere, and the text."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.sources: list[str] = []
+        self.pieces: list[str] = []
+        self.feed(text)
+        self.text = " ".join(self.pieces)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag not in ("meta", "img", "html"):
+            self.open.append(tag)
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "data")]
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.sources += [value or "" for name, value in attrs if name in ("src", "href", "data")]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag != "html":
+            assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.pieces.append(data)
+
+
+def test_a_report_is_one_whole_page_that_asks_no_network(run_dir: Path) -> None:
+    text = write_report(run_dir).read_text()
+    page = Page(text)
+    assert page.open == []
+    assert len(page.sources) == 2 + 4  # the newest of each kind, and the strips over time
+    assert all(source.startswith("data:image/png;base64,") for source in page.sources)
+    assert not re.search(r"https?:|url\(|@import|<script", text)
+    for told in (
+        "my <run>", "complete after 10 of 1,500 steps", "Quality against network steps", "Samples over time", "a <b>",
+        "Self-consistency by step length", "condition_drop", "torch",
+        f"animals-tiny --train.run-dir '{run_dir}' --train.resume auto --train.max-steps 3000",
+        f"scripts.evaluate --checkpoint '{run_dir}/last.ckpt'",
+        f"--checkpoint '{run_dir}/last.ckpt' --prompt \"a cat\"",
+    ):  # fmt: skip
+        assert told in page.text, told
+
+
+def test_columns_are_by_training_step_and_what_was_done_again_replaces_the_rest(run_dir: Path) -> None:
+    columns = read_columns(run_dir)
+    assert columns["loss"] == [(5, 2.0), (10, 1.0)]
+    assert columns["train/consistency_d1"] == [(10, 0.125)]
+    for number_, first in ((2, 7), (10, 12)):  # resumed after 7 steps, and later after 12
+        (run_dir / f"csv-{number_}").mkdir()
+        (run_dir / f"csv-{number_}" / "metrics.csv").write_text(f"step,loss\n{first},0.5\n{first + 2},0.25\n")
+    assert read_columns(run_dir)["loss"] == [(5, 2.0), (8, 0.5), (10, 0.25), (13, 0.5), (15, 0.25)]
+
+
+def test_an_evaluation_beside_it_is_what_quality_is_read_from(run_dir: Path) -> None:
+    steps = [{"steps": n, "frechet": {"mean": 3.0 / n}, "accuracy": {"mean": 0.9}} for n in (1, 4, 32)]
+    (run_dir / "evaluation.json").write_text(json.dumps({
+        "steps": steps, "real": {"frechet": {"mean": 0.07}}, "num": 933, "features": "classifier", "sampler": "flow",
+        "guidance": 1.0,
+    }))  # fmt: skip
+    report([str(run_dir)])
+    text = (run_dir / "report.html").read_text()
+    assert "933 masks per step count" in text
+    assert "<title>32: 0.09375</title>" in text
+    assert "real masks <b>0.07</b>" in text
+
+
+def test_a_failure_to_write_is_one_warning(run_dir: Path) -> None:
+    (run_dir / "csv" / "metrics.csv").write_text("step,loss\nhalf a li")
+    with pytest.warns(UserWarning, match=r"report\.html could not be written") as caught:
+        assert report_if_possible(run_dir) is None
+    assert len(caught) == 1
+    assert not (run_dir / "report.html").exists()
+    with pytest.warns(UserWarning, match="a picture of this training could not be written"):
+        keep_picture(run_dir / "config.json", "samples", 1, torch.rand(3, 4, 4), [])
+
+
+def test_a_folder_that_is_no_training_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        report([str(tmp_path)])
+    assert end.value.code == 2
+    assert "holds no config.json" in capsys.readouterr().err
+
+
+def test_a_picture_says_what_it_shows_and_others_are_left_out(run_dir: Path) -> None:
+    (run_dir / "pictures" / "other.png").write_bytes(b"no picture")
+    found = kept_pictures(run_dir)
+    assert {tag: [picture.step for picture in own] for tag, own in found.items()} == {
+        "samples/1_steps": [5, 10], "samples/4_steps": [5, 10],
+    }
+    assert found["samples/1_steps"][0].rows == ("a cat", "a <b>")
+
+
+def test_a_chart_puts_points_where_their_values_are() -> None:
+    drawn = line_chart({"a": [(0, 0), (5, 1), (10, 2)], "nothing": [(0, float("nan"))]}, "x")
+    line = re.search(r'class="line c0" d="M([^"]+)"', drawn)
+    assert line
+    points = [tuple(map(float, pair.split())) for pair in line[1].split("L")]
+    assert [x for x, _ in points] == pytest.approx([LEFT, (LEFT + WIDTH - RIGHT) / 2, WIDTH - RIGHT], abs=0.1)
+    assert points[0][1] - points[1][1] == pytest.approx(points[1][1] - points[2][1], abs=0.11)
+    assert points[0][1] > points[2][1]  # up is more
+    assert "nothing" not in drawn
+    assert line_chart({"a": []}, "x") == ""
+
+
+def test_a_wide_range_gets_a_logarithmic_axis() -> None:
+    drawn = line_chart({"a": [(1, 1), (2, 10), (4, 100)]}, "x", log_x=True)
+    circles = [tuple(map(float, found)) for found in re.findall(r'cx="([\d.]+)" cy="([\d.]+)"', drawn)]
+    (x0, y0), (x1, y1), (x2, y2) = circles
+    assert x1 - x0 == pytest.approx(x2 - x1, abs=0.11)
+    assert y0 - y1 == pytest.approx(y1 - y2, abs=0.11)
+
+
+def test_smoothing_keeps_a_straight_line_inside_and_numbers_are_short() -> None:
+    points = [(float(i), 2.0 * i) for i in range(90)]
+    assert smoothed(points)[3:-3] == points[3:-3]
+    assert [number(v) for v in (0.0, 0.25, 20000.0, 1500.0, 0.0005, 0.00025)] == [
+        "0", "0.25", "20k", "1500", "5e-4", "2.5e-4",
+    ]
