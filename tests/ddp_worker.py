@@ -78,11 +78,15 @@ def gradients(world: int) -> dict[str, Any]:
 
 
 def trained(strategy: Any, out: Path, steps: int, resume: Path | None = None) -> dict[str, Any]:
-    """State of the model after some steps on real masks, shares put together; it is saved in ``out`` too."""
+    """State of the model after some steps on real masks, shares put together; it is saved in ``out`` too.
+
+    A resumed training computes what is inside the blocks again in its backward pass, which must change nothing.
+    """
     torch.manual_seed(0)
     train = replace(TINY_2.train, strategy=strategy, max_steps=steps, val_every=100)
     optim = replace(TINY_2.optim, final_lr=1.0)  # a schedule that does not depend on the number of steps
-    cfg = replace(TINY_2, train=train, data=replace(TINY_2.data, batch_size=4), optim=optim)
+    backbone = replace(TINY_2.backbone, checkpointing=resume is not None)
+    cfg = replace(TINY_2, train=train, data=replace(TINY_2.data, batch_size=4), optim=optim, backbone=backbone)
     module = DiffusionModule(cfg, AutoencoderModule(TINY_1))
     trainer = build_trainer(train, out, "loss", "min", 1.0, 4, [])
     trainer.limit_val_batches = 0
