@@ -1,8 +1,8 @@
 """Memory and work of networks from 4M to 1B parameters: ``python -m scripts.scaling [--out docs/scaling.md]``.
 
 Nothing is trained: networks are made on torch's meta device, where tensors have shapes and no values.
-tests/test_cost.py checks the counts against real steps of small ones. ``--measure UNet-S --rows 8`` takes a real forward
-and backward pass here, without and with activation checkpointing, and prints the memory that each needed.
+tests/test_cost.py checks the counts against real steps of small ones. ``--measure UNet-S --rows 8`` takes a real
+forward and backward pass here, without and with activation checkpointing, and prints the memory that each needed.
 """
 
 from __future__ import annotations
@@ -194,8 +194,8 @@ def measured(name: str, rows: int) -> str:
         with multiprocessing.get_context("spawn").Pool(1) as pool:
             needed, seconds = pool.apply(real_pass, (backbone, (4, side, side), rows))
         how = "with" if checkpointing else "without"
-        lines.append(f"{name}, {rows} masks, {how} checkpointing: {needed / 1e6:,.0f} MB on top of weights and gradients, "
-                     f"{seconds:.2f} s")  # fmt: skip
+        lines.append(f"{name}, {rows} masks, {how} checkpointing: {needed / 1e6:,.0f} MB on top of weights and "
+                     f"gradients, {seconds:.2f} s")  # fmt: skip
     return "\n".join(lines)
 
 

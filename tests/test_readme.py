@@ -20,6 +20,7 @@ from configs.presets import STAGE_1, STAGE_2
 from configs.quickstart_cfg import QuickstartCfg
 from configs.sampler_cfg import FlowCfg
 from samplers import FlowMatching
+from scripts.make_shards import PRESETS as MAKE_SHARDS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -54,6 +55,8 @@ def test_every_command_of_the_readme_parses() -> None:
             parse(CheckDataCfg, rest, name)
         elif name == "caption_masks":
             parse(CaptionMasksCfg, rest, name)
+        elif name == "make_shards":
+            assert parse_preset(MAKE_SHARDS, rest, name)[1].out
         elif name == "quickstart" and rest:
             parse(QuickstartCfg, rest, name)
         elif name == "bakeoff":
