@@ -129,7 +129,8 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
         raise
     write_text(run_dir / "config.json", json.dumps(to_dict(cfg), indent=2) + "\n")
     describe_run(run_dir, kind, data_fingerprint(cfg.data), "unfinished")
-    print(f"data: {len(data.train_set):,} masks to train on, {len(data.val_set):,} held out", flush=True)
+    seen = "a stream of shards" if data.streams else f"{len(data.train_set):,} masks"
+    print(f"data: {seen} to train on, {len(data.val_set):,} held out", flush=True)
     return run_dir, data
 
 
@@ -256,8 +257,8 @@ def fitting(path: Path, autoencoder: AutoencoderModule, cfg: Stage2Cfg, hint: st
 def cache_latents(module: DiffusionModule, data: MaskDataModule) -> None:
     """Encode the training split once, if its augmentation has few enough variants, for the loader to draw from."""
     cfg = module.cfg.data
-    if not (cfg.cache_latents and (cfg.augment.is_none or cfg.augment.only_hflip)):
-        return
+    if data.streams or not (cfg.cache_latents and (cfg.augment.is_none or cfg.augment.only_hflip)):
+        return  # the frozen encoder works in each step
     variants: dict[int, list[torch.Tensor]] = {}
     device = first_device(module.cfg.train)
     encoder = module.autoencoder.to(device)

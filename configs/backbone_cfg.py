@@ -18,6 +18,8 @@ class BackboneCfg:
     """Channels of one attention head."""
     dropout: float = 0.0
     """Dropout inside the blocks."""
+    checkpointing: bool = False
+    """Forget what is inside a block and compute it again in the backward pass: less memory, a forward pass more."""
     attention: Literal["auto", "sdpa", "xformers"] = "auto"
     """auto is torch's own kernel; xformers is tried on CUDA only."""
     guidance_input: bool = False

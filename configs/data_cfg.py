@@ -44,10 +44,36 @@ class MnistSource:
     """Let torchvision download the files when they are missing."""
 
 
+@dataclass(frozen=True)
+class ShardSource:
+    """WebDataset shards: tar files of images with .txt captions, larger than memory or disk (scripts.make_shards)."""
+
+    train: str = "my_shards"
+    """Folder of tar files (train-*.tar, else all), a pattern such as masks-{0000..0127}.tar, or such addresses
+    (https, s3, gs); several joined by ::"""
+    test: str = ""
+    """The same for held-out masks; empty: test-*.tar of the training folder, else a share frozen by content."""
+    default_prompt: str = "Binary Mask"
+    """Prompt of a mask that has no caption of its own."""
+    max_bad: float = 0.1
+    """Largest share of unusable samples that is skipped, with one warning each; beyond it training stops."""
+    shuffle: int = 5000
+    """Samples, as they are stored, that each loader process holds to hand out in random order."""
+    memory: int = 20000
+    """Masks that are read into memory first: held-out ones, and those that samples and latents are measured by."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.train.strip()), "data.source.train", self.train, "a folder, pattern or address of tar files")
+        fraction("data.source.max_bad", self.max_bad)
+        positive("data.source.shuffle", self.shuffle)
+        require(self.memory >= 2, "data.source.memory", self.memory, "at least 2")
+
+
 Source = (
     Annotated[EmbeddedSource, subcommand("embedded")]
     | Annotated[FolderSource, subcommand("folder")]
     | Annotated[MnistSource, subcommand("mnist")]
+    | Annotated[ShardSource, subcommand("shards")]
 )
 
 
@@ -107,11 +133,11 @@ class DataCfg:
     batch_size: int = 128
     """Masks per step and process."""
     workers: int = 0
-    """Loader processes; 0 is fastest for data that fits in memory."""
+    """Loader processes; 0 is fastest for data that fits in memory, shards want some."""
     cache_latents: bool = True
     """Stage 2: encode the training split once, when the augmentation allows it."""
     limit: int = 0
-    """Use only the first N training masks (0: all); for quick trials."""
+    """Use only N training masks (0: all); for quick trials. They are held in memory, also from shards."""
 
     def __post_init__(self) -> None:
         one_of("data.channels", self.channels, (1, 3))

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, Stage1Cfg
 from configs.backbone_cfg import UNetCfg
-from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource, MnistSource
+from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource, MnistSource, ShardSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg
 from configs.sampler_cfg import ShortcutCfg, TrajectoryCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
@@ -14,6 +14,7 @@ ANIMALS = DataCfg(EmbeddedSource("animals32"), image_size=32, augment=AugmentCfg
 ICONS = DataCfg(EmbeddedSource("icons64"), image_size=64)
 FOLDER = DataCfg(FolderSource(), image_size=64, batch_size=64)
 MNIST = DataCfg(MnistSource(), image_size=32)
+SHARDS = DataCfg(ShardSource(), image_size=64, batch_size=64, workers=2)
 RGB = DataCfg(FolderSource(), image_size=64, channels=3, batch_size=64)
 
 # A strong KL term leaves noise of a fifth of the latent's spread in the posterior, so the decoder learns to clean up
@@ -65,6 +66,11 @@ def stage1_folder() -> Stage1Cfg:
 def stage1_mnist() -> Stage1Cfg:
     """torchvision's MNIST as masks, padded to 32x32."""
     return replace(stage1_animals_tiny(), data=MNIST)
+
+
+def stage1_shards() -> Stage1Cfg:
+    """WebDataset shards (scripts.make_shards writes them): set --data.source.train FOLDER."""
+    return replace(stage1_folder(), data=SHARDS)
 
 
 def stage1_rgb() -> Stage1Cfg:
@@ -127,6 +133,11 @@ def stage2_mnist() -> Stage2Cfg:
     return replace(stage2_animals_tiny(), data=MNIST)
 
 
+def stage2_shards() -> Stage2Cfg:
+    """WebDataset shards (scripts.make_shards writes them): set --data.source.train FOLDER."""
+    return replace(stage2_folder(), data=SHARDS)
+
+
 def stage2_rgb() -> Stage2Cfg:
     """Ordinary RGB images from a folder."""
     return replace(stage2_folder(), data=RGB, train=TrainerCfg(max_steps=100000, val_every=5000, log_every=100))
@@ -138,6 +149,7 @@ STAGE_1: dict[str, Callable[[], Stage1Cfg]] = {
     "icons": stage1_icons,
     "folder": stage1_folder,
     "mnist": stage1_mnist,
+    "shards": stage1_shards,
     "rgb": stage1_rgb,
 }
 STAGE_2: dict[str, Callable[[], Stage2Cfg]] = {
@@ -146,5 +158,6 @@ STAGE_2: dict[str, Callable[[], Stage2Cfg]] = {
     "icons": stage2_icons,
     "folder": stage2_folder,
     "mnist": stage2_mnist,
+    "shards": stage2_shards,
     "rgb": stage2_rgb,
 }

@@ -33,11 +33,18 @@ def read_text(path: Path) -> str:
     if not os.path.isfile(path):  # a pipe would be waited for
         raise DataError(f"{shown(path)} is not a file; remove it or write it anew")
     try:
-        return path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise DataError(f"{shown(path)} is not UTF-8 text (byte {error.start}); save it again as UTF-8") from None
+        content = path.read_bytes()
     except OSError as error:
         raise DataError(f"{shown(path)} cannot be read ({error.strerror}); check its permissions") from None
+    return decode_text(content, shown(path))
+
+
+def decode_text(content: bytes, name: str) -> str:
+    """``read_text`` of a file's content, which errors call ``name``."""
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{name} is not UTF-8 text (byte {error.start}); save it again as UTF-8") from None
 
 
 def read_metadata(path: Path, root: Path) -> tuple[dict[Path, str | None], list[DataError]]:

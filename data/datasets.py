@@ -51,12 +51,29 @@ class _BatchDataset(Dataset[Batch]):
         raise NotImplementedError
 
 
+class Augmenter:
+    """Changes images [B,H,W] or [B,H,W,3] by draws that depend on (seed, epoch, index) alone."""
+
+    def __init__(self, augment: AugmentCfg, image_size: int, seed: int) -> None:
+        self.hflip, self.seed = augment.hflip, seed
+        self._change = None if augment.only_hflip else build_augmentation(augment, image_size)
+
+    def __call__(self, images: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
+        if self._change is not None:
+            seeds = draw(self.seed, epochs, indices, AUGMENT)
+            return np.stack([self._change(image, int(seed)) for image, seed in zip(images, seeds, strict=True)])
+        if self.hflip:
+            flip = uniform(self.seed, epochs, indices, FLIP) < self.hflip
+            images[flip] = mirrored(images[flip])
+        return images
+
+
 class ImageDataset(_BatchDataset):
     """{"image": float32 [B,C,H,W] in [0, 1], "prompt": list[str], "index": int64 [B]}."""
 
     def __init__(self, masks: MaskSet, augment: AugmentCfg, seed: int) -> None:
-        self.masks, self.augment, self.seed = masks, augment, seed
-        self._change = None if augment.only_hflip else build_augmentation(augment, masks.images.shape[1])
+        self.masks = masks
+        self._augmented = Augmenter(augment, masks.images.shape[1], seed)
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -66,15 +83,6 @@ class ImageDataset(_BatchDataset):
         images = self._augmented(self.masks.images[indices], epochs, indices)
         prompts = [self.masks.prompts[i] for i in indices]
         return {"image": to_tensor(images), "prompt": prompts, "index": torch.from_numpy(indices.copy())}
-
-    def _augmented(self, images: np.ndarray, epochs: np.ndarray, indices: np.ndarray) -> np.ndarray:
-        if self._change is not None:
-            seeds = draw(self.seed, epochs, indices, AUGMENT)
-            return np.stack([self._change(image, int(seed)) for image, seed in zip(images, seeds, strict=True)])
-        if self.augment.hflip:
-            flip = uniform(self.seed, epochs, indices, FLIP) < self.augment.hflip
-            images[flip] = mirrored(images[flip])
-        return images
 
 
 class LatentDataset(_BatchDataset):

@@ -8,7 +8,7 @@ as a training set: its manifest.jsonl is a metadata file, so the grid picture be
 
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +27,7 @@ EXTENSIONS = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp")
 _SKIPPED = ("thumbs.db", "__macosx")
 _NAMED = 5
 _BAR_FROM = 500
+_PIECE = 4096
 
 
 def load(source: FolderSource, cfg: DataCfg) -> tuple[MaskSet, MaskSet | None]:
@@ -52,6 +53,34 @@ def load_folder(folder: str, option: str, source: FolderSource, cfg: DataCfg) ->
             f"{source.default_prompt!r} (python -m scripts.caption_masks can say what they show)", stacklevel=2,
         )  # fmt: skip
     return masks
+
+
+def pieces(source: FolderSource, cfg: DataCfg) -> dict[str, Iterator[MaskSet]]:
+    """Everything in a shuffled order, a few thousand masks at a time, for folders that do not fit into memory.
+
+    Raises DataError, as ``load``; for unreadable images once they are too many.
+    """
+
+    def of(folder: str, option: str) -> Iterator[MaskSet]:
+        root = find_folder(folder, option)
+        images, bad_captions, notes = list_images(root, source.default_prompt)
+        if not images or bad_captions:
+            read_listed(root, images, bad_captions, notes, cfg).usable(source.max_bad)  # raises
+        bad = 0
+        order = np.random.Generator(np.random.PCG64(0)).permutation(len(images))
+        for start in range(0, len(images), _PIECE):
+            some = read_listed(root, [images[i] for i in order[start : start + _PIECE]], [], notes, cfg)
+            bad, notes = bad + len(some.bad_images), []
+            if bad > source.max_bad * len(images):
+                raise DataError(
+                    f"{bad} of {len(images)} images cannot be used, such as: {some.bad_images[-1]}; that is more than "
+                    f"{100 * source.max_bad:g} % (--data.source.max-bad), so check the folder and the file formats"
+                )
+            if some.fitted:
+                yield some.usable(max_bad=1.0)
+
+    found = {"train": of(source.train, "--data.source.train")}
+    return found | ({"test": of(source.test, "--data.source.test")} if source.test.strip() else {})
 
 
 @dataclass(frozen=True)
@@ -135,13 +164,26 @@ def read_folder(folder: str, option: str, default_prompt: str, cfg: DataCfg) -> 
     Raises:
         DataError: no such folder, or no image in it; what is wrong with single files is told in the answer.
     """
+    root = find_folder(folder, option)
+    images, bad_captions, notes = list_images(root, default_prompt)
+    if not images and not bad_captions:
+        raise DataError(f"the folder {shown(folder)!r} holds no image; put files there ({_sought()}) or set {option}")
+    return read_listed(root, images, bad_captions, notes, cfg)
+
+
+def find_folder(folder: str, option: str) -> Path:
+    """Raises DataError where there is none."""
     root = Path(os.path.abspath(os.path.expanduser(folder)))
     if not os.path.isdir(root):
         found = "is not a folder" if os.path.lexists(root) else "does not exist"
         raise DataError(f"the folder {shown(folder)!r} {found}; put masks ({_sought()}) there or set {option}")
-    images, bad_captions, notes = list_images(root, default_prompt)
-    if not images and not bad_captions:
-        raise DataError(f"the folder {shown(folder)!r} holds no image; put files there ({_sought()}) or set {option}")
+    return root
+
+
+def read_listed(
+    root: Path, images: list[Listed], bad_captions: list[DataError], notes: list[str], cfg: DataCfg
+) -> Reading:
+    """Read ``images``, fitted to ``cfg.image_size``; what is wrong with single files is told in the answer."""
     read = partial(_read_fitted, size=cfg.image_size, channels=cfg.channels)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         results = list(_progress(pool.map(read, images), len(images)))

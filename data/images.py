@@ -15,6 +15,7 @@ How a pixel becomes foreground, by kind of file:
 import os
 import warnings
 from dataclasses import dataclass
+from typing import IO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -77,8 +78,13 @@ def read_picture(path: str | os.PathLike[str], rgb: bool) -> Picture:
     """The file as a mask or an RGB image, and what is to be said of it. Raises DataError, as ``read_mask``."""
     if not os.path.isfile(path):  # also keeps pipes and devices from being opened
         raise DataError(f"{shown(path)} is not a file; name an image file that exists")
+    return decode_picture(path, shown(path), rgb)
+
+
+def decode_picture(file: str | os.PathLike[str] | IO[bytes], name: str, rgb: bool) -> Picture:
+    """``read_picture`` of an opened file, which errors call ``name``."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(file, formats=_FORMATS) as image:
             _check_size(image)
             frames = getattr(image, "n_frames", 1)
             upright = ImageOps.exif_transpose(image)
@@ -87,12 +93,12 @@ def read_picture(path: str | os.PathLike[str], rgb: bool) -> Picture:
             levels = _levels(upright)
             return Picture(_binarise(levels), _grey(levels), frames)
     except DataError as error:
-        raise DataError(f"{shown(path)} {error}") from None
+        raise DataError(f"{name} {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise DataError(f"{shown(path)} {_too_large()}") from None
+        raise DataError(f"{name} {_too_large()}") from None
     except Exception as error:  # decoders raise anything: OSError, SyntaxError, struct.error, ValueError ...
         reason = f"{type(error).__name__}: {shown(str(error))}"
-        raise DataError(f"{shown(path)} cannot be read as an image ({reason}); replace or remove it") from error
+        raise DataError(f"{name} cannot be read as an image ({reason}); replace or remove it") from error
 
 
 def _too_large(size: str = "") -> str:

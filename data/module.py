@@ -1,5 +1,6 @@
 """The LightningDataModule: batches of images, or of cached latents, in an order that can be repeated."""
 
+import sys
 import warnings
 from collections.abc import Iterator
 from functools import partial
@@ -14,7 +15,8 @@ from configs.data_cfg import AugmentCfg, DataCfg
 from data.datasets import Batch, ImageDataset, LatentDataset, identity, mirrored, to_tensor
 from data.masks import DataError, MaskSet
 from data.order import EpochSampler
-from data.sources import load_splits, prepare
+from data.sources import load_splits, prepare, stream_of
+from data.stream import Lanes, ShardStream
 
 
 def _batches_done(trainer: L.Trainer) -> int:
@@ -34,12 +36,28 @@ class MaskDataModule(L.LightningDataModule):
     """
 
     train_set: MaskSet
+    """All training masks, or where they come as a stream, some of them."""
     val_set: MaskSet
 
     def __init__(self, cfg: DataCfg, seed: int) -> None:
         super().__init__()
         self.cfg, self.seed = cfg, seed
         self._moments: Tensor | None = None
+        self._stream: ShardStream | None = None
+        self._saved: dict[str, Any] = {}
+
+    @property
+    def streams(self) -> bool:
+        """Whether training reads an endless stream in place of ``train_set``."""
+        return stream_of(self.cfg) is not None
+
+    def mask_name(self, index: int) -> str:
+        """Where the mask of this "index" of a training batch came from."""
+        return self._stream.name(index) if self._stream else self.train_set.names[index]
+
+    def batches_an_epoch(self, processes: int) -> int:
+        """Training batches of each process; a stream has no end."""
+        return sys.maxsize if self.streams else max(1, len(self.train_set) // processes // self.cfg.batch_size)
 
     def prepare_data(self) -> None:
         prepare(self.cfg)
@@ -86,6 +104,8 @@ class MaskDataModule(L.LightningDataModule):
         """Batches of ``ImageDataset`` or ``LatentDataset``; never an empty loader."""
         trainer = self.trainer
         rank, world = (trainer.global_rank, trainer.world_size) if trainer else (0, 1)
+        if self.streams:
+            return self._stream_loader(rank, world)
         batch_size = self._batch_size(len(self.train_set) // world)
         done = partial(_batches_done, trainer) if trainer else None
         sampler = EpochSampler(len(self.train_set), batch_size, self.seed, rank, world, done)
@@ -94,6 +114,39 @@ class MaskDataModule(L.LightningDataModule):
             return self._loader(images, batch_size, self.cfg.workers, sampler=sampler, drop_last=True)
         latents = LatentDataset(self._moments, self.train_set.prompts, self.cfg.augment.hflip, self.seed)
         return self._loader(latents, batch_size, 0, sampler=sampler, drop_last=True)
+
+    def _stream_loader(self, rank: int, world: int) -> DataLoader[Batch]:
+        make = stream_of(self.cfg)
+        assert make is not None
+        share = Lanes(rank, world, max(1, self.cfg.workers))
+        self._stream = stream = make(self.cfg, self.val_set, self.seed, share)
+        if self._saved:
+            told = stream.take_up(self._saved)
+            if told and rank == 0:
+                print(f"goes on with a new pass over the shards, not bit by bit: {told}", flush=True)
+        return DataLoader(
+            stream, None, num_workers=self.cfg.workers, collate_fn=identity, pin_memory=torch.cuda.is_available()
+        )
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Note the place in the stream. Raises DataError for one that cannot be read on."""
+        if "error" in batch:
+            raise DataError(batch["error"])
+        if self._stream is not None and "place" in batch:
+            self._stream.done(*batch["place"].tolist())
+            return {name: value for name, value in batch.items() if name != "place"}
+        return batch
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where a stream goes on, of all processes."""
+        if self._stream is None or self.trainer is None:
+            return {}
+        places = torch.tensor(self._stream.places, device=self.trainer.strategy.root_device)  # [lanes,4]
+        everywhere = self.trainer.strategy.all_gather(places).reshape(-1, *places.shape).tolist()
+        return self._stream.state() | {"places": everywhere}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._saved = state_dict
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """The whole held-out set in its order, never augmented, images also when training runs on latents."""

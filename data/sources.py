@@ -1,16 +1,17 @@
 """From a config to training and held-out masks: one loader per type of source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
 import numpy as np
 
-from configs.data_cfg import DataCfg, EmbeddedSource, FolderSource, MnistSource
-from data import embedded, folder, mnist
+from configs.data_cfg import DataCfg, EmbeddedSource, FolderSource, MnistSource, ShardSource
+from data import embedded, folder, mnist, shards
 from data.masks import MaskSet
 from data.split import split_by_content, without_copies
+from data.stream import ShardStream
 
 
 @dataclass(frozen=True)
@@ -23,13 +24,40 @@ class Loader:
     """A short name of the data set, the same on every machine."""
     prepare: Callable[[Any], None] = lambda source: None
     """Work that one process per machine does before the others load."""
+    pieces: Callable[[Any, DataCfg], dict[str, Iterator[MaskSet]]] | None = None
+    """(source, cfg) -> all masks a part at a time, those of the source's own test set apart; None: ``load`` has all."""
+    stream: type[ShardStream] | None = None
+    """What training reads in place of ``load``'s training masks, which are then some of many."""
 
 
 LOADERS: dict[type, Loader] = {
     EmbeddedSource: Loader(embedded.load, lambda source: f"embedded:{source.name}"),
-    FolderSource: Loader(folder.load, lambda source: f"folder:{PurePath(source.train).as_posix()}"),
+    FolderSource: Loader(
+        folder.load, lambda source: f"folder:{PurePath(source.train).as_posix()}", pieces=folder.pieces
+    ),
     MnistSource: Loader(mnist.load, lambda source: "mnist", mnist.prepare),
+    ShardSource: Loader(
+        shards.load, lambda source: f"shards:{source.train}", pieces=shards.pieces, stream=ShardStream
+    ),
 }
+
+
+def stream_of(cfg: DataCfg) -> type[ShardStream] | None:
+    """What training reads where the masks are not all in memory; None where they are."""
+    return None if cfg.limit else LOADERS[type(cfg.source)].stream
+
+
+def all_pieces(cfg: DataCfg) -> dict[str, Iterator[MaskSet]]:
+    """Every mask of a source in a shuffled order, in parts that fit into memory: "train", and "test" if it has its own.
+
+    Raises DataError, also while the parts are read.
+    """
+    loader = LOADERS[type(cfg.source)]
+    if loader.pieces is not None:
+        return loader.pieces(cfg.source, cfg)
+    masks, test = loader.load(cfg.source, cfg)
+    shuffled = masks.select(np.random.Generator(np.random.PCG64(0)).permutation(len(masks)))
+    return {"train": iter([shuffled])} | ({"test": iter([test])} if test else {})
 
 
 def load_splits(cfg: DataCfg) -> tuple[MaskSet, MaskSet]:

@@ -1,7 +1,12 @@
 """What all networks share: one embedding of time, step size, prompt and, where asked for, guidance strength."""
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from configs.backbone_cfg import BackboneCfg
 from models.blocks import NumberEmbedding
@@ -32,6 +37,7 @@ class Backbone(nn.Module):
         self.prompt = PromptProjection(text_features, text_width)
         self.pooled = nn.Linear(text_width, emb)
         self.guidance = NumberEmbedding(emb) if cfg.guidance_input else None
+        self.checkpointing, self.random_blocks = cfg.checkpointing, cfg.dropout > 0
 
     def embed(self, t: Tensor, dt: Tensor, cond: Condition) -> tuple[Tensor, Tensor, Tensor]:
         """t [B], dt [B], cond of B rows -> embedding [B,E], the prompt's tokens [B,1+L,D] and their mask [B,1+L]."""
@@ -41,3 +47,12 @@ class Backbone(nn.Module):
         if self.guidance is not None:
             total = total + self.guidance(bounded(cond.strength))
         return F.silu(total), tokens, keep
+
+    def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
+        """``block(*inputs)``; with ``cfg.checkpointing`` only the inputs are kept for the backward pass.
+
+        What is inside is computed again there (Chen et al. 2016, arXiv 1604.06174), with the same dropout.
+        """
+        if not (self.checkpointing and torch.is_grad_enabled()):
+            return block(*inputs)
+        return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=self.random_blocks)

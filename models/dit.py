@@ -132,7 +132,7 @@ class DiT(Backbone):
         patches = split_patches(x, self.patch_size, self.wavelet).flatten(2).transpose(1, 2)  # [B,N,C*size^2]
         h = self.patch_in(patches.contiguous()) + self.positions  # [B,N,width]; a strided input makes linear slow
         for block in self.blocks:
-            h = block(h, emb, tokens, keep)
+            h = self.run(block, h, emb, tokens, keep)
         shift, scale = self.modulation_out(emb)[:, None].chunk(2, dim=2)
         values = self.patch_out(torch.addcmul(shift, self.norm_out(h), 1 + scale))  # [B,N,C*size^2]
         return join_patches(values.transpose(1, 2).unflatten(2, self.grid), self.patch_size, self.wavelet).float()

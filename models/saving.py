@@ -113,9 +113,8 @@ class Checkpoints(Checkpoint):
             print(f"goes on after the masks seen so far, but not bit by bit: {', '.join(changed)}", flush=True)
         was, each = (made["processes"] * made["batch_size"] for made in (before, now))
         if was != each:
-            masks = len(trainer.datamodule.train_set)  # type: ignore[attr-defined]  # undeclared there
-            batches = masks // now["processes"] // now["batch_size"]
-            move(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], was, each, max(1, batches))
+            batches = trainer.datamodule.batches_an_epoch(now["processes"])  # type: ignore[attr-defined]  # undeclared there
+            move(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], was, each, batches)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called before the optimiser's state is restored."""

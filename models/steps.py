@@ -130,6 +130,6 @@ class StepRoutine(Callback):
             return ""
         wrong = [f"{name} {float(value):g}" for name, value in parts.items() if not math.isfinite(float(value))]
         # Lightning sets the data module on its trainer without declaring it.
-        names = [trainer.datamodule.train_set.names[i] for i in index.tolist()]  # type: ignore[attr-defined]
+        names = [trainer.datamodule.mask_name(i) for i in index.tolist()]  # type: ignore[attr-defined]
         shown = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
         return f"loss {float(loss):g} (of its parts: {', '.join(wrong) or 'none'}) of the masks {shown}"

@@ -45,6 +45,11 @@ def grow(cfg: UNetCfg, channels: int, out_channels: int, emb: int) -> nn.Module:
     return WaveletUp(channels, out_channels, emb, cfg.gates, cfg.band_skips)
 
 
+def joined(stage: nn.Module, h: Tensor, skip: Tensor, *rest: Tensor) -> Tensor:
+    """A stage of the way up: it sees h [B,C,H,W] and what the way down had at this size, [B,C',H,W]."""
+    return stage(torch.cat([h, skip], dim=1), *rest)
+
+
 class WaveletUNet(Backbone):
     """A UNet whose resampling layers are gated Haar transforms (see :mod:`models.wavelet`).
 
@@ -110,18 +115,18 @@ class WaveletUNet(Backbone):
         skips, bands = [h], []
         for level in range(len(self.down)):
             for stage in cast(nn.ModuleList, self.down[level]):
-                h = stage(h, emb, tokens, keep)
+                h = self.run(stage, h, emb, tokens, keep)
                 skips.append(h)
             if level < len(self.shrink):
-                h, high = self.shrink[level](h, emb)
+                h, high = self.run(self.shrink[level], h, emb)
                 bands.append(high)
                 skips.append(h)
 
-        h = self.middle(h, emb, tokens, keep)
+        h = self.run(self.middle, h, emb, tokens, keep)
 
         for level in range(len(self.up)):
             for stage in cast(nn.ModuleList, self.up[level]):
-                h = stage(torch.cat([h, skips.pop()], dim=1), emb, tokens, keep)
+                h = self.run(joined, stage, h, skips.pop(), emb, tokens, keep)
             if level < len(self.grow):
-                h = self.grow[level](h, emb, bands.pop())
+                h = self.run(self.grow[level], h, emb, bands.pop())
         return self.conv_out(self.norm_out(h)).float()

@@ -1,17 +1,22 @@
 """Memory and work of networks from 4M to 1B parameters: ``python -m scripts.scaling [--out docs/scaling.md]``.
 
 Nothing is trained: networks are made on torch's meta device, where tensors have shapes and no values.
-tests/test_cost.py checks the counts against real steps of small ones.
+tests/test_cost.py checks the counts against real steps of small ones. ``--measure UNet-S --rows 8`` takes a real
+forward and backward pass here, without and with activation checkpointing, and prints the memory that each needed.
 """
 
 from __future__ import annotations
 
+import multiprocessing
+import resource
 import sys
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from configs.backbone_cfg import DiTCfg, UNetCfg
+from configs.checks import positive, require
 from configs.cli import parse
 from configs.presets import ICON_UNET, SMALL_UNET
 
@@ -53,10 +58,19 @@ SIZES = (
 
 @dataclass(frozen=True)
 class ScalingCfg:
-    """Where the table goes."""
+    """Where the table goes, or which network is measured."""
 
     out: str = ""
     """Markdown file to write; empty: the table is only printed."""
+    measure: str = ""
+    """Name of a network of the table: take a pass of it here, and print its memory in place of the table."""
+    rows: int = 8
+    """Masks of that pass."""
+
+    def __post_init__(self) -> None:
+        names = [size.name for size in SIZES]
+        require(not self.measure or self.measure in names, "measure", self.measure, f"one of {', '.join(names)}")
+        positive("rows", self.rows)
 
 
 @dataclass(frozen=True)
@@ -115,26 +129,81 @@ def table() -> str:
     """The sizes as Markdown."""
     lines = [
         "| network | masks | parameters | answer, GFLOP | step, GFLOP per mask | weights and optimiser | "
-        "activations per mask, bf16 | batch per GPU, all memory | strategy | GPU hours |",
-        "|" + "---|" * 10,
+        "activations per mask, bf16 | with checkpointing | batch per GPU, all memory | strategy | GPU hours |",
+        "|" + "---|" * 11,
     ]
     for size in SIZES:
         side = size.image_size // size.factor
         found = cost(size.backbone, (4, side, side))
         activations = found.activations / 2
+        fewer = cost(replace(size.backbone, checkpointing=True), (4, side, side)).activations / 2
         needed = found.state + size.batch * activations
         hours = found.step * SAMPLES / GPU_SPEED / 3600
         lines.append(
             f"| {size.name} | {size.image_size} px, latent {side} | {found.parameters / 1e6:.1f} M "
             f"| {found.forward / 1e9:.2f} | {found.step / 1e9:.2f} | {found.state / 1e9:.2f} GB "
-            f"| {activations / 1e6:.1f} MB | {size.batch}: {needed / 1e9:.1f} GB "
+            f"| {activations / 1e6:.1f} MB | {fewer / 1e6:.1f} MB | {size.batch}: {needed / 1e9:.1f} GB "
             f"| {strategy(needed, found.state)} | {hours:.{1 if hours >= 1 else 2}f} |"
         )
     return "\n".join(lines)
 
 
+def resident() -> int:
+    """The most memory that this process has had so far, in bytes."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def real_pass(backbone: UNetCfg | DiTCfg, latent: tuple[int, int, int], rows: int) -> tuple[int, float]:
+    """Bytes that a forward and a backward pass in fp32 need on top of weights and gradients, and its seconds.
+
+    On a GPU as torch's allocator tells, else as the operating system does; then in a process of its own.
+    """
+    import torch
+
+    from models import build_backbone
+    from models.text import Condition
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    net = build_backbone(backbone, latent, FEATURES, TEXT_WIDTH).to(device)
+
+    def step(count: int) -> None:
+        with device:
+            cond = Condition(torch.zeros(count, TOKENS, FEATURES), torch.ones(count, TOKENS, dtype=torch.bool))
+            net(torch.randn(count, *latent), torch.rand(count), torch.rand(count), cond).square().mean().backward()
+
+    step(1)  # gradients are there, kernels are loaded
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated() if device.type == "cuda" else resident()
+    begin = time.perf_counter()
+    step(rows)
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - begin
+    return (torch.cuda.max_memory_allocated() if device.type == "cuda" else resident()) - before, seconds
+
+
+def measured(name: str, rows: int) -> str:
+    """One network, without and with checkpointing."""
+    size = next(size for size in SIZES if size.name == name)
+    side = size.image_size // size.factor
+    lines = []
+    for checkpointing in (False, True):
+        backbone = replace(size.backbone, checkpointing=checkpointing)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            needed, seconds = pool.apply(real_pass, (backbone, (4, side, side), rows))
+        how = "with" if checkpointing else "without"
+        lines.append(f"{name}, {rows} masks, {how} checkpointing: {needed / 1e6:,.0f} MB on top of weights and "
+                     f"gradients, {seconds:.2f} s")  # fmt: skip
+    return "\n".join(lines)
+
+
 def main(argv: list[str] | None = None) -> None:
     cfg: ScalingCfg = parse(ScalingCfg, sys.argv[1:] if argv is None else argv, "python -m scripts.scaling")
+    if cfg.measure:
+        print(measured(cfg.measure, cfg.rows))
+        return
     text = table()
     print(text)
     if cfg.out:

@@ -21,10 +21,13 @@ from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader, Dataset
 
 from autoencoder import AutoencoderModule
+from configs.data_cfg import ShardSource
 from data.module import MaskDataModule
+from data.sources import load_splits
 from diffusion import DiffusionModule
 from models.hardware import processes
 from samplers.base import Sampler, Targets
+from scripts.make_shards import write_part
 from trainer import build_trainer, quiet
 
 ROWS = 8
@@ -77,12 +80,17 @@ def gradients(world: int) -> dict[str, Any]:
     return {name: p.grad for name, p in module.net.named_parameters()}
 
 
-def trained(strategy: Any, out: Path, steps: int, resume: Path | None = None) -> dict[str, Any]:
-    """State of the model after some steps on real masks, shares put together; it is saved in ``out`` too."""
+def trained(strategy: Any, out: Path, shards: Path, steps: int, resume: Path | None = None) -> dict[str, Any]:
+    """State of the model after some steps on a stream of real masks, put together; it is saved in ``out`` too.
+
+    A resumed training computes what is inside the blocks again in its backward pass, which must change nothing.
+    """
     torch.manual_seed(0)
     train = replace(TINY_2.train, strategy=strategy, max_steps=steps, val_every=100)
     optim = replace(TINY_2.optim, final_lr=1.0)  # a schedule that does not depend on the number of steps
-    cfg = replace(TINY_2, train=train, data=replace(TINY_2.data, batch_size=4), optim=optim)
+    backbone = replace(TINY_2.backbone, checkpointing=resume is not None)
+    data = replace(TINY_2.data, source=ShardSource(str(shards), shuffle=4), limit=0)
+    cfg = replace(TINY_2, train=train, data=replace(data, batch_size=4), optim=optim, backbone=backbone)
     module = DiffusionModule(cfg, AutoencoderModule(TINY_1))
     trainer = build_trainer(train, out, "loss", "min", 1.0, 4, [])
     trainer.limit_val_batches = 0
@@ -101,10 +109,11 @@ def run(out: Path, strategies: list[str]) -> None:
     found: dict[str, Any] = {"gradients": gradients(world)}
     for strategy in strategies:
         folder = out / strategy
-        found[strategy] = trained(strategy, folder, 2)
+        found[strategy] = trained(strategy, folder, out / "shards", 2)
         if strategy != "ddp":
-            trained(strategy, folder / "half", 1)
-            found[f"{strategy} resumed"] = trained(strategy, folder / "half", 2, folder / "half" / "1.ckpt")
+            trained(strategy, folder / "half", out / "shards", 1)
+            half = folder / "half"
+            found[f"{strategy} resumed"] = trained(strategy, half, out / "shards", 2, half / "1.ckpt")
     torch.save(found, out / f"rank{rank}.pt")
 
 
@@ -125,6 +134,10 @@ def main() -> None:
     """Fork the processes, so that seconds of imports are spent once."""
     out, nodes, processes, strategies = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4:]
     torch.set_num_threads(1)
+    (out / "shards").mkdir()
+    masks, held_out = load_splits(replace(TINY_2.data, limit=64))
+    write_part(out / "shards", "train", iter([masks]), samples=8)
+    write_part(out / "shards", "test", iter([held_out.select(range(8))]), samples=8)
     children = []
     for environment in environments(nodes, processes):
         child = os.fork()

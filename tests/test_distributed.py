@@ -1,4 +1,4 @@
-"""Trainings by several processes are one training."""
+"""Trainings by several processes are one training, also on shards of the masks."""
 
 import os
 import subprocess

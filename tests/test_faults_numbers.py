@@ -25,7 +25,7 @@ class Steps:
         self.net = nn.Linear(3, 1)
         self.optimizer = build_optimizer(self.net, OptimCfg(warmup_steps=0), 100)["optimizer"]
         self.routine = StepRoutine(TrainerCfg(log_every=1000, **train), 1.0, 2, folder)
-        names = SimpleNamespace(train_set=SimpleNamespace(names=[f"mask {i}" for i in range(20)]))
+        names = SimpleNamespace(mask_name="mask {}".format)
         self.scaler = scaler
         self.trainer: Any = SimpleNamespace(
             global_step=0, global_rank=0, world_size=1, datamodule=names,

@@ -14,10 +14,12 @@ from conftest import TINY_1, TINY_2
 
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
-from configs.data_cfg import AugmentCfg
+from configs.data_cfg import AugmentCfg, ShardSource
+from data.sources import load_splits
 from models.checkpoint import CheckpointError
 from models.steps import StepRoutine
 from samplers import SAMPLERS
+from scripts.make_shards import write_part
 from trainer import train_stage_1, train_stage_2
 
 pytestmark = pytest.mark.slow
@@ -103,6 +105,30 @@ def test_stopped_by_a_signal_and_resumed_is_unbroken(
         assert end.value.code == 128 + number
         assert content(tmp_path / "parts" / "last.ckpt")["global_step"] == step
     same_training(whole, train(cfg, tmp_path / "parts", resume="auto"))
+
+
+@pytest.mark.parametrize(("stage", "workers"), [(1, 2), (2, 0)])
+def test_a_stream_of_shards_stopped_and_resumed_is_unbroken(
+    stage: int, workers: int, stage_1: Path, sent: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    """In the middle of the first pass over the shards, and after it; stage 2 encodes in each step."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    masks, held_out = load_splits(small(TINY_1).data)
+    write_part(folder, "train", iter([masks]), samples=3)
+    write_part(folder, "test", iter([held_out]), samples=10)
+    streamed = {"workers": workers, "limit": 0, "source": ShardSource(str(folder), shuffle=2)}
+    cfg = small(TINY_1, **streamed)
+    if stage == 2:
+        cfg = replace(small(TINY_2, **streamed), autoencoder=str(stage_1))
+    whole = train(cfg, tmp_path / "whole")
+    for number, step in ((signal.SIGTERM, 1), (signal.SIGINT, 2), (signal.SIGTERM, 3)):
+        sent(number, step)
+        with pytest.raises(SystemExit):
+            train(cfg, tmp_path / "parts", resume="auto")
+    same_training(whole, train(cfg, tmp_path / "parts", resume="auto"))
+    one, other = (content(tmp_path / name / "last.ckpt")["MaskDataModule"] for name in ("whole", "parts"))
+    same(one, other)
 
 
 def test_a_validation_that_a_signal_broke_off_is_done_anew(

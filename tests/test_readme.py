@@ -23,6 +23,7 @@ from configs.quickstart_cfg import QuickstartCfg
 from configs.report_cfg import ReportCfg
 from configs.sampler_cfg import FlowCfg
 from samplers import FlowMatching
+from scripts.make_shards import PRESETS as MAKE_SHARDS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
@@ -62,6 +63,8 @@ def test_every_command_of_the_readme_parses() -> None:
             parse(ReportCfg, rest, name)
         elif name == "caption_masks":
             parse(CaptionMasksCfg, rest, name)
+        elif name == "make_shards":
+            assert parse_preset(MAKE_SHARDS, rest, name)[1].out
         elif name == "quickstart" and rest:
             parse(QuickstartCfg, rest, name)
         elif name == "demo":
