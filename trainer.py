@@ -28,6 +28,7 @@ from configs.shipped import checkpoint_path
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import write_text
 from data.datasets import to_tensor
+from data.latent_file import keep_latents, latents_key, read_latents
 from data.masks import DataError
 from data.module import MaskDataModule
 from data.sources import data_fingerprint
@@ -254,21 +255,31 @@ def fitting(path: Path, autoencoder: AutoencoderModule, cfg: Stage2Cfg, hint: st
 
 
 @torch.no_grad()
-def cache_latents(module: DiffusionModule, data: MaskDataModule) -> None:
-    """Encode the training split once, if its augmentation has few enough variants, for the loader to draw from."""
+def cache_latents(module: DiffusionModule, data: MaskDataModule, folder: Path) -> None:
+    """Encode the training split, if its augmentation has few enough variants, for the loader to draw from.
+
+    What was encoded stays in ``folder``, for the next training on the same masks and autoencoder.
+    """
     cfg = module.cfg.data
     if data.streams or not (cfg.cache_latents and (cfg.augment.is_none or cfg.augment.only_hflip)):
         return  # the frozen encoder works in each step
     variants: dict[int, list[torch.Tensor]] = {}
     device = first_device(module.cfg.train)
     encoder = module.autoencoder.to(device)
+    used = {name: value for name, value in encoder.state_dict().items() if not name.startswith("vae.")}
+    key = latents_key(data.train_set.images, f"{data.variants} {precision_for(module.cfg.train)} {device.type}", used)
+    known = read_latents(folder, key)
+    if known is not None:
+        return data.use_latents(known)
     total = len(data.train_set) * (1 if cfg.augment.is_none else 2)
     with tqdm(total=total, desc="encoding", unit=" masks", mininterval=1.0) as bar, low_precision(module.cfg.train):
         for variant, _, x in data.variant_batches(256):
             posterior = encoder.posterior(x.float().to(device))
             variants.setdefault(variant, []).append(torch.cat([posterior.mean, posterior.logvar], dim=1).cpu())
             bar.update(len(x))
-    data.use_latents(torch.stack([torch.cat(parts) for _, parts in sorted(variants.items())]))
+    moments = torch.stack([torch.cat(parts) for _, parts in sorted(variants.items())])
+    keep_latents(folder, key, moments)
+    data.use_latents(moments)
 
 
 def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
@@ -289,7 +300,7 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
             twin.load_state_dict(source.average.state_dict())
         print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
     set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
-    cache_latents(module, data)
+    cache_latents(module, data, run_dir.parent / "latents")
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
     monitor = "val/loss"
     if cfg.train.quality and cfg.data.channels == 1 and len(data.val_set) > 1:

@@ -167,7 +167,7 @@ def pipeline(setting: Setting, report: Report) -> None:
         data.setup()
         module = Watched(cfg, AutoencoderModule(setting.stage_1))
         set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), train)
-        cache_latents(module, data)
+        cache_latents(module, data, Path(folder))
         module.watch(by_hand(cfg, setting, data))
         trainer = build_trainer(train, Path(folder), "loss", "min", cfg.optim.clip_norm, cfg.data.batch_size, [])
         trainer.limit_val_batches = 0

@@ -1,0 +1,53 @@
+"""Encoded training sets on disk, so that the next training on the same masks and autoencoder begins at once."""
+
+import contextlib
+import hashlib
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from configs.whole_file import write_whole
+
+KEPT = 4
+"""Files that stay; the ones used longest ago go first."""
+
+
+def latents_key(images: np.ndarray, how: str, weights: Mapping[str, Tensor]) -> str:
+    """Identity of the moments that an autoencoder's ``weights`` give for ``images`` [N,...] when encoded as ``how``."""
+    digest = hashlib.sha256(f"{images.shape} {images.dtype} {how}".encode())
+    digest.update(np.ascontiguousarray(images).data)
+    for name, value in sorted(weights.items()):
+        digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()[:24]
+
+
+def read_latents(folder: Path, key: str) -> Tensor | None:
+    """Moments [V,N,2C,h,w] that were kept under ``key``, mapped from their file, not read; None: there are none."""
+    path = folder / f"{key}.npy"
+    try:
+        moments = np.load(path, mmap_mode="c", allow_pickle=False)  # copies of what is written to; nothing writes
+        path.touch()
+    except (OSError, ValueError, EOFError):  # not there, or not what it was
+        return None
+    return torch.from_numpy(moments)
+
+
+def keep_latents(folder: Path, key: str, moments: Tensor) -> None:
+    """Keep moments [V,N,2C,h,w] under ``key``; where that fails, one warning says so."""
+    if (folder / f"{key}.npy").exists():  # another process of this training was faster
+        return
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_whole(folder / f"{key}.npy", lambda file: np.save(file, moments.numpy()))
+    except OSError as reason:
+        warnings.warn(f"encoded masks are not kept for the next training ({reason})", stacklevel=2)
+        return
+    newest_first = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for old in newest_first[KEPT:]:
+        with contextlib.suppress(OSError):
+            old.unlink()

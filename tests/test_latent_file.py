@@ -1,0 +1,60 @@
+"""Encoded training sets that outlive a training."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from data.latent_file import KEPT, keep_latents, latents_key, read_latents
+
+MASKS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
+WEIGHTS = {"a": torch.arange(3.0), "b": torch.tensor(1.0)}
+MOMENTS = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
+
+
+def test_what_is_kept_is_read_back_bit_for_bit_and_mapped(tmp_path: Path) -> None:
+    assert read_latents(tmp_path / "latents", "k") is None
+    keep_latents(tmp_path / "latents", "k", MOMENTS)
+    found = read_latents(tmp_path / "latents", "k")
+    assert found is not None
+    assert torch.equal(found, MOMENTS)
+    assert read_latents(tmp_path / "latents", "other") is None
+    before = (tmp_path / "latents" / "k.npy").read_bytes()
+    found.zero_()
+    assert (tmp_path / "latents" / "k.npy").read_bytes() == before
+
+
+def test_the_key_tells_masks_weights_and_ways_apart() -> None:
+    changed = MASKS.copy()
+    changed[0, 0, 0] += 1
+    keys = [
+        latents_key(MASKS, "2 fp32", WEIGHTS), latents_key(changed, "2 fp32", WEIGHTS),
+        latents_key(MASKS.reshape(2, 4, 3), "2 fp32", WEIGHTS), latents_key(MASKS, "2 bf16", WEIGHTS),
+        latents_key(MASKS, "2 fp32", WEIGHTS | {"a": torch.arange(3.0) + 1e-6}),
+        latents_key(MASKS, "2 fp32", {"a": WEIGHTS["a"], "c": WEIGHTS["b"]}),
+    ]
+    assert len(set(keys)) == len(keys)
+    assert latents_key(MASKS.copy(), "2 fp32", dict(reversed(WEIGHTS.items()))) == keys[0]
+
+
+def test_the_files_used_longest_ago_go(tmp_path: Path) -> None:
+    for number in range(KEPT):
+        keep_latents(tmp_path, str(number), MOMENTS)
+        os.utime(tmp_path / f"{number}.npy", (number, number))
+    assert read_latents(tmp_path, "0") is not None  # used now
+    keep_latents(tmp_path, "new", MOMENTS)
+    assert {path.stem for path in tmp_path.glob("*")} == {"0", "2", "3", "new"}
+
+
+@pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00"])
+def test_a_damaged_file_is_encoded_again(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "k.npy").write_bytes(content)
+    assert read_latents(tmp_path, "k") is None
+
+
+def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.warns(UserWarning, match="not kept for the next training"):
+        keep_latents(tmp_path / "file", "k", MOMENTS)
