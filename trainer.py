@@ -300,7 +300,7 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
             twin.load_state_dict(source.average.state_dict())
         print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
     set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
-    cache_latents(module, data, run_dir.parent / "latents")
+    cache_latents(module, data, Path(cfg.train.runs) / "latents")
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
     monitor = "val/loss"
     if cfg.train.quality and cfg.data.channels == 1 and len(data.val_set) > 1:
