@@ -31,6 +31,7 @@ def test_a_drawer_draws_what_generate_draws(tiny_diffusion: DiffusionModule) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the ONNX exporter is slow on a busy machine
 @pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.skipif(
     not ONNX, reason="onnx, onnxscript and onnxruntime are not installed (they are optional)"))])
 def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: DiffusionModule, tmp_path: Path) -> None:
