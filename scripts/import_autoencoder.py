@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from configs.autoencoder_cfg import ImportedCfg, Stage1Cfg
 from configs.checks import ConfigError
@@ -50,8 +50,7 @@ def take(cfg: ImportCfg, name: str) -> Path:
     net = read(cfg.vae)
     module = AutoencoderModule(stage_1(net, cfg), data_fingerprint(cfg.data)).eval().requires_grad_(False)
     for vae in (module.vae, module.average):
-        assert isinstance(vae, ImportedVAE)
-        vae.net.load_state_dict(net.state_dict())
+        cast(ImportedVAE, vae).net.load_state_dict(net.state_dict())
     prepare(cfg.data)
     train, held_out = load_splits(cfg.data)
     run_dir = choose_run_dir(TrainerCfg(runs=cfg.runs, run_dir=cfg.run_dir), f"{name}-stage1")

@@ -1,8 +1,10 @@
 """Graphs for other programs: what they draw is what the model draws, for any number of masks and tokens."""
 
 import json
+import re
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ import torch
 from configs.checks import ConfigError
 from configs.sampler_cfg import DDPMCfg
 from diffusion import DiffusionModule
+from models.text import locate_encoder
 from samplers import build_sampler
 from scripts import graphs
 from scripts.export import main as export
 from scripts.graphs import Drawer, example, write_graph
 
+ROOT = Path(__file__).parents[1]
 ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
 
 
@@ -27,6 +31,7 @@ def test_a_drawer_draws_what_generate_draws(tiny_diffusion: DiffusionModule) -> 
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # the ONNX exporter is slow on a busy machine
 @pytest.mark.parametrize("kind", ["pt2", pytest.param("onnx", marks=pytest.mark.skipif(
     not ONNX, reason="onnx, onnxscript and onnxruntime are not installed (they are optional)"))])
 def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: DiffusionModule, tmp_path: Path) -> None:
@@ -47,6 +52,17 @@ def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: Dif
         "noise": ["masks", 4, 8, 8], "tokens": ["masks", "tokens", 384], "keep": ["masks", "tokens"],
     }
     assert set(about["milliseconds"]["8_masks"]) == {"pytorch", kind}
+    if kind == "onnx":  # the example of the page, which knows nothing of this project
+        (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.S)
+        name = "sentence-transformers/all-MiniLM-L6-v2"
+        source = source.replace(name, locate_encoder("all-MiniLM-L6-v2")).replace("model.onnx", str(path))
+        names: dict[str, Any] = {}
+        exec(source, names)
+        noise = torch.from_numpy(names["noise"])
+        expected = tiny_diffusion.generate(["a heart", "a large house"], noise, steps=2)
+        drawn = torch.from_numpy(names["masks"])
+        assert drawn.shape == expected.shape
+        assert (drawn == (expected > 0.5))[(expected - 0.5).abs() > 0.01].all()
 
 
 def test_a_graph_that_answers_something_else_is_an_error(

@@ -4,6 +4,7 @@ import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from configs.cli import parse, parse_preset
 from configs.demo_cfg import DemoCfg
 from configs.evaluate_cfg import EvaluateCfg
 from configs.export_cfg import ExportCfg
+from configs.figures_cfg import FiguresCfg
 from configs.generate_cfg import GenerateCfg
 from configs.import_cfg import IMPORTS
 from configs.presets import STAGE_1, STAGE_2
@@ -27,53 +29,45 @@ from scripts.make_shards import PRESETS as MAKE_SHARDS
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
-PAGES = TEXT + (ROOT / "docs" / "demo.md").read_text()
+PRESETS: dict[str, Any] = {"train_stage_1": STAGE_1, "train_stage_2": STAGE_2, "import_autoencoder": IMPORTS}
+CONFIGS: dict[str, type] = {
+    "generate_masks": GenerateCfg, "evaluate": EvaluateCfg, "export": ExportCfg, "report": ReportCfg,
+    "check_data": CheckDataCfg, "caption_masks": CaptionMasksCfg, "figures": FiguresCfg, "demo": DemoCfg,
+}
 
 
-def commands() -> list[list[str]]:
-    blocks = re.findall(r"```bash\n(.*?)```", PAGES, re.S)
+def commands_of(text: str) -> list[list[str]]:
+    """The words of every command of a page that is no pattern."""
+    blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
     lines = [line for block in blocks for line in block.splitlines() if line.strip()]
-    lines += [code for code in re.findall(r"`((?:bash scripts|\.venv/bin/python -m)[^`]+)`", PAGES) if "[" not in code]
+    lines += [code for code in re.findall(r"`((?:bash scripts|\.venv/bin/python -m)[^`]+)`", text) if "[" not in code]
     return [shlex.split(line, comments=True) for line in lines]
 
 
+def parse_command(words: list[str]) -> str:
+    """Parse a command as its script would; returns the script's name."""
+    script = next(word for word in words if "scripts" in word)
+    name = Path(script).stem if script.endswith(".sh") else script.rpartition(".")[2]
+    rest = words[words.index(script) + 1 :]
+    if name in PRESETS:
+        parse_preset(PRESETS[name], rest, name)
+    elif name == "benchmark":
+        parse(BenchmarkCfg, rest, name, flags=True)
+    elif name in CONFIGS:
+        parse(CONFIGS[name], rest, name)
+    elif name == "quickstart" and rest:
+        parse(QuickstartCfg, rest, name)
+    elif name == "bakeoff":
+        assert parse(BakeoffCfg, rest, name).plan in PLANS
+    elif name == "make_shards":
+        assert parse_preset(MAKE_SHARDS, rest, name)[1].out
+    else:
+        assert (ROOT / script).exists() or (ROOT / f"{script.replace('.', '/')}.py").exists(), script
+    return name
+
+
 def test_every_command_of_the_readme_parses() -> None:
-    seen = set()
-    for words in commands():
-        script = next(word for word in words if "scripts" in word)
-        name = Path(script).stem if script.endswith(".sh") else script.rpartition(".")[2]
-        rest = words[words.index(script) + 1 :]
-        if name == "train_stage_1":
-            parse_preset(STAGE_1, rest, name)
-        elif name == "train_stage_2":
-            parse_preset(STAGE_2, rest, name)
-        elif name == "benchmark":
-            parse(BenchmarkCfg, rest, name, flags=True)
-        elif name == "generate_masks":
-            parse(GenerateCfg, rest, name)
-        elif name == "evaluate":
-            parse(EvaluateCfg, rest, name)
-        elif name == "export":
-            parse(ExportCfg, rest, name)
-        elif name == "check_data":
-            parse(CheckDataCfg, rest, name)
-        elif name == "import_autoencoder":
-            parse_preset(IMPORTS, rest, name)
-        elif name == "report":
-            parse(ReportCfg, rest, name)
-        elif name == "caption_masks":
-            parse(CaptionMasksCfg, rest, name)
-        elif name == "make_shards":
-            assert parse_preset(MAKE_SHARDS, rest, name)[1].out
-        elif name == "quickstart" and rest:
-            parse(QuickstartCfg, rest, name)
-        elif name == "demo":
-            parse(DemoCfg, rest, name)
-        elif name == "bakeoff":
-            assert parse(BakeoffCfg, rest, name).plan in PLANS
-        else:
-            assert (ROOT / script).exists()
-        seen.add(name)
+    seen = {parse_command(words) for words in commands_of(TEXT)}
     assert {"quickstart", "test", "train_stage_1", "train_stage_2", "generate_masks", "evaluate", "benchmark"} <= seen
 
 
