@@ -6,6 +6,7 @@ import os
 import sys
 from typing import Any
 
+from configs.checks import ConfigError
 from configs.cli import as_text, parse
 from configs.demo_cfg import DemoCfg
 from configs.shipped import checkpoint_path
@@ -21,8 +22,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             page.launch(**launch)
         except OSError as reason:
-            raise PermissionError(f"the page cannot listen on {cfg.host}:{cfg.port} ({reason}): "
-                                  "name another --port") from None  # fmt: skip
+            raise ConfigError(f"the page cannot listen on {cfg.host}:{cfg.port} ({reason}): "
+                              "name another --port") from None  # fmt: skip
 
 
 def prepare(cfg: DemoCfg) -> tuple[Any, dict[str, Any]]:

@@ -147,8 +147,9 @@ def summary(result: Result, model: str) -> str:
     """One line on what was drawn and how long it took, as HTML."""
     done, total = len(result.pixels), len(result.plan)
     about = result.about(0)
-    said = [f"<b>“{html.escape(result.prompt)}”</b>", f"{result.steps} step{'s' if result.steps > 1 else ''}"]
-    said += [html.escape(about["sampler"]), f"guidance {about['guidance']:g}", html.escape(model)]
+    said = [" to ".join(f"<b>“{html.escape(text)}”</b>" for text in (result.prompt, about.get("to_prompt")) if text)]
+    said += [f"{result.steps} step{'s' if result.steps > 1 else ''}", html.escape(about["sampler"])]
+    said += [f"guidance {about['guidance']:g}", html.escape(model)]
     if done:
         said.append(f"{duration(sum(result.seconds) / done)} per mask")
     count = f"{total} mask{'s' if total > 1 else ''}" if done == total else f"{done} of {total} masks"

@@ -35,8 +35,8 @@ footer { display: none !important; }
 #title h1 { font-size: 1.55rem; margin: .4rem 0 0; } #title p { margin: .2rem 0 0; opacity: .75; }
 .masks { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 12px; padding: 2px; }
 .masks figure { margin: 0; } .masks img, .masks figure > div { width: 100%; aspect-ratio: 1; border-radius: 8px; }
-.masks img { image-rendering: pixelated; background: #1e293b; display: block; }
-.masks a { display: block; border-radius: 8px; } .masks a:hover { outline: 3px solid #f97316; }
+.masks img { image-rendering: pixelated; display: block; margin: 0 !important; max-width: none !important; }
+.masks a { display: block; border-radius: 8px; padding: 0 !important; } .masks a:hover { outline: 3px solid #f97316; }
 .masks .waiting > div { background: repeating-linear-gradient(135deg, #e7e5e4 0 8px, #f5f5f4 8px 16px); }
 .dark .masks .waiting > div { background: repeating-linear-gradient(135deg, #1e293b 0 8px, #273449 8px 16px); }
 .masks figcaption { font-size: .78rem; text-align: center; padding-top: 3px; opacity: .8; white-space: nowrap; }
@@ -118,10 +118,10 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
                     **settings(fields),
                 ))  # fmt: skip
 
-        def on_between(text: str, other: str, end: Any, *fields: Any) -> Iterator[Any]:
+        def on_between(text: str, other: str, end: str, *fields: Any) -> Iterator[Any]:
             yield from shown(lambda: request(
                 cfg, text, to_prompt=other.strip() or None,
-                to_seed=None if end in (None, "") else whole("second seed", end), **settings(fields, least=2),
+                to_seed=whole("second seed", end) if end.strip() else None, **settings(fields, least=2),
             ))  # fmt: skip
 
         def settings(fields: Any, least: int = 1) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def between_fields() -> tuple[Any, ...]:
     gr.Markdown("Masks on the way from one prompt, or one seed, to another, in equal parts.")
     first = gr.Textbox(label="From", value="a heart", elem_id="from")
     second = gr.Textbox(label="To", value="a cloud", info="Empty: the prompt stays.", elem_id="to")
-    to_seed = gr.Number(value=None, precision=0, label="To seed", info="Empty: the seed stays.", elem_id="to-seed")
+    to_seed = gr.Textbox(label="To seed", info="Empty: the seed stays.", elem_id="to-seed")
     return first, second, to_seed, gr.Button("Draw the way", variant="primary", elem_id="between")
 
 
