@@ -50,7 +50,7 @@ def find_resume(cfg: Stage1Cfg | Stage2Cfg, kind: str) -> Resume | None:
         found = sorted(Path(train.run_dir).glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         try:
-            content = read_checkpoint(path, kind, make)
+            content = read_checkpoint(path, kind, make, only="autoencoder.")
         except CheckpointError as reason:
             if train.resume != "auto" or path == found[-1]:
                 raise
