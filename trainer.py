@@ -15,7 +15,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tqdm import tqdm
 
 from autoencoder import AutoencoderModule, load_autoencoder
@@ -50,6 +50,7 @@ from models.hardware import (
 )
 from models.resume import UNDO, Resume, as_before, find_resume, require_fit
 from models.saving import LAST, Checkpoints, WholeCheckpoints, require_space
+from models.sharding import SharedOut
 from models.steps import StepRoutine
 from models.stopping import GracefulStop, together
 
@@ -73,7 +74,7 @@ def strategy_for(cfg: TrainerCfg, devices: int, nodes: int) -> Strategy | str:
     shares = {"fsdp": (devices * nodes, 1), "hybrid": (nodes, devices)}  # models/sharding.py says what they mean
     timeout = timedelta(seconds=cfg.timeout)
     if cfg.strategy in shares:
-        return ModelParallelStrategy(*shares[cfg.strategy], save_distributed_checkpoint=False, timeout=timeout)
+        return SharedOut(*shares[cfg.strategy], cfg.checkpoint_parts, timeout)
     return DDPStrategy(timeout=timeout) if cfg.strategy == "ddp" or devices * nodes > 1 else "auto"
 
 

@@ -58,6 +58,8 @@ class TrainerCfg:
     strategy: Literal["auto", "ddp", "fsdp", "hybrid"] = "auto"
     """ddp: a copy of the network in each process; fsdp: weights shared out over all processes (ModelParallelStrategy
     + fully_shard); hybrid: shared out inside each machine, a copy per machine."""
+    checkpoint_parts: bool = False
+    """fsdp and hybrid: each process writes its share of a checkpoint into a folder; off: one of them writes a file."""
     precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed"] = "auto"
     """auto: bf16 where this CPU or GPU is fast at it, else fp32."""
     channels_last: Literal["auto", "on", "off"] = "auto"
@@ -99,6 +101,11 @@ class TrainerCfg:
         non_negative("train.skip_nonfinite", self.skip_nonfinite)
         require(self.quality == 0 or self.quality >= 8, "train.quality", self.quality, "0 (none) or at least 8")
         one_of("train.strategy", self.strategy, STRATEGIES)
+        shared_out = self.strategy in ("fsdp", "hybrid")
+        require(shared_out or not self.checkpoint_parts, "train.checkpoint_parts", self.checkpoint_parts,
+                f"False where train.strategy is {self.strategy!r}: only fsdp and hybrid share weights out")
+        require(not shared_out or self.channels_last != "on", "train.channels_last", self.channels_last,
+                "auto or off where weights are shared out (train.strategy fsdp and hybrid)")
         one_of("train.precision", self.precision, PRECISIONS)
         for tracker in self.trackers:
             one_of("train.trackers", tracker, TRACKERS)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -40,7 +41,10 @@ def same_file(source: Path, path: Path) -> None:
     link = path.with_name(f"{PREFIX}{path.name}.link{SUFFIX}")
     link.unlink(missing_ok=True)
     try:
-        os.link(source, link)
+        if source.is_symlink():
+            link.symlink_to(os.readlink(source))
+        else:
+            os.link(source, link)
     except OSError:  # such as FAT
         write_whole(path, lambda file: file.write(source.read_bytes()))
         return
@@ -53,7 +57,10 @@ def sweep(folder: Path) -> None:
     """Remove what a killed program left half written in ``folder``; nobody else may be writing there."""
     for part in folder.glob(f"{PREFIX}*{SUFFIX}"):
         with contextlib.suppress(OSError):
-            part.unlink()
+            if part.is_dir() and not part.is_symlink():
+                shutil.rmtree(part)
+            else:
+                part.unlink()
 
 
 def _umask() -> int:

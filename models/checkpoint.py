@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from models.export import KEY, SUFFIX, read_export
+from models.parts import GROUPS, WEIGHTS, is_parts, read_about, read_whole, together
 
 FORMAT_VERSION = 1
 
@@ -27,11 +28,12 @@ def describe(kind: str, config: Mapping[str, Any], *, complete: bool, data: str)
     return {"kind": kind, "version": FORMAT_VERSION, "config": dict(config), "complete": complete, "data": data}
 
 
-def read_checkpoint(path: str | Path, kind: str, make: str) -> dict[str, Any]:
-    """The checkpoint's dictionary, read without running code from it.
+def read_checkpoint(path: str | Path, kind: str, make: str, only: str | None = None) -> dict[str, Any]:
+    """The checkpoint's dictionary, read without running code from it; of a file, an export, or a folder of parts.
 
-    ``kind`` is "autoencoder" or "diffusion"; ``make`` is the command that makes one, for the error's hint.
-    Raises CheckpointError for a missing, damaged or foreign file.
+    ``kind`` is "autoencoder" or "diffusion"; ``make`` is the command that makes one, for the error's hint. Of a folder,
+    with ``only``, weights whose names begin otherwise have shapes and no values.
+    Raises CheckpointError for a missing, damaged or foreign one.
     """
     hint = f"make one with: {make}"
     if "://" in str(path):
@@ -39,13 +41,16 @@ def read_checkpoint(path: str | Path, kind: str, make: str) -> dict[str, Any]:
     path = Path(path)
     if not path.exists():
         raise CheckpointError(path, "there is no such checkpoint", hint)
-    if path.is_dir():
+    if path.is_dir() and not is_parts(path):
         raise CheckpointError(path, "is a folder, not a checkpoint file", f"name the .ckpt file inside it, or {hint}")
     exported = path.suffix == SUFFIX
     try:
         if exported and not is_as_told(path):
             raise ValueError(f"its SHA-256 is not the one that {path.with_suffix('.json').name} tells")
-        content = read_export(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
+        if path.is_dir():
+            content = read_folder(path, only or "")
+        else:
+            content = read_export(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as reason:  # torch raises six unrelated types for damaged files
         first = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
         raise CheckpointError(path, f"is damaged or not a checkpoint ({first[:100]})", hint) from reason
@@ -74,6 +79,13 @@ def whole(path: str | Path, make: str) -> Iterator[None]:
         raise CheckpointError(path, why, f"make one with: {make}") from reason
 
 
+def read_folder(path: Path, only: str) -> dict[str, Any]:
+    """A checkpoint in parts without the optimiser's state. Raises ValueError, and others, for one that is not whole."""
+    about = read_about(path)
+    tensors = read_whole(path, lambda name: name.startswith(WEIGHTS + only))
+    return together({name: x for name, x in tensors.items() if name.startswith(WEIGHTS)}, about | {GROUPS: []})
+
+
 def is_as_told(path: Path) -> bool:
     """False where the JSON file beside an export tells another SHA-256 than the export has."""
     try:
@@ -84,9 +96,10 @@ def is_as_told(path: Path) -> bool:
 
 
 def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, in hexadecimal."""
+    """SHA-256 of a file, or of all files of a folder in the order of their names, in hexadecimal."""
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+    for each in sorted(Path(path).iterdir()) if Path(path).is_dir() else [path]:
+        with open(each, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
     return digest.hexdigest()

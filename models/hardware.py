@@ -118,5 +118,6 @@ def set_memory_format(module: nn.Module, net: nn.Module, inputs: tuple[Any, ...]
     """Lay out all filters in the format that is faster for ``net`` where it will train."""
     device = first_device(cfg)
     there = tuple(value.to(device) for value in inputs)
-    layout = faster_format(cfg.channels_last, net.to(device), there, precision_for(cfg) == "bf16-mixed")
+    choice = "off" if cfg.strategy in ("fsdp", "hybrid") else cfg.channels_last  # fully_shard takes no other layout
+    layout = faster_format(choice, net.to(device), there, precision_for(cfg) == "bf16-mixed")
     module.to("cpu").to(memory_format=layout)

@@ -56,7 +56,7 @@ def find_resume(cfg: Stage1Cfg | Stage2Cfg, kind: str) -> Resume | None:
         found = sorted(Path(train.run_dir).glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
     for path in found:
         try:
-            content = read_checkpoint(path, kind, make)
+            content = read_checkpoint(path, kind, make, only="autoencoder.")
             missing = sorted(STATE - content.keys())
             if missing:
                 raise CheckpointError(

@@ -14,6 +14,7 @@ from torch import nn
 from configs.checks import ConfigError
 from configs.whole_file import same_file, write_whole
 from models.checkpoint import CheckpointError
+from models.parts import is_parts, read_about, read_whole, together
 from models.resume import MADE
 
 LAST, BEST = "last.ckpt", "best.ckpt"
@@ -23,6 +24,8 @@ AT_ONCE = 3  # files on disk while one is written: the best, the last, and the n
 class SaveError(CheckpointError):
     """A checkpoint could not be written; those that were there before are whole."""
 
+    in_all_processes = False
+
 
 class WholeCheckpoints(TorchCheckpointIO):
     """Lightning's writer of checkpoint files, except that a file is whole or not there, and a failure is an error.
@@ -30,6 +33,14 @@ class WholeCheckpoints(TorchCheckpointIO):
     (Lightning's own writes to the folder of temporary files, which may be on another disk, and swallows a
     ``PermissionError``.)
     """
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        if not is_parts(Path(path)):
+            return super().load_checkpoint(path, map_location, weights_only)
+        about = read_about(Path(path))
+        return together(read_whole(Path(path), lambda _: True), about)
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         path = Path(path)

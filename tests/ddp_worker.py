@@ -80,13 +80,15 @@ def gradients(world: int) -> dict[str, Any]:
     return {name: p.grad for name, p in module.net.named_parameters()}
 
 
-def trained(strategy: Any, out: Path, shards: Path, steps: int, resume: Path | None = None) -> dict[str, Any]:
+def trained(
+    strategy: Any, out: Path, shards: Path, steps: int, resume: Path | None = None, parts: bool = False
+) -> dict[str, Any]:
     """State of the model after some steps on a stream of real masks, put together; it is saved in ``out`` too.
 
     A resumed training computes what is inside the blocks again in its backward pass, which must change nothing.
     """
     torch.manual_seed(0)
-    train = replace(TINY_2.train, strategy=strategy, max_steps=steps, val_every=100)
+    train = replace(TINY_2.train, strategy=strategy, max_steps=steps, val_every=100, checkpoint_parts=parts)
     optim = replace(TINY_2.optim, final_lr=1.0)  # a schedule that does not depend on the number of steps
     backbone = replace(TINY_2.backbone, checkpointing=resume is not None)
     data = replace(TINY_2.data, source=ShardSource(str(shards), shuffle=4), limit=0)
@@ -111,9 +113,9 @@ def run(out: Path, strategies: list[str]) -> None:
         folder = out / strategy
         found[strategy] = trained(strategy, folder, out / "shards", 2)
         if strategy != "ddp":
-            trained(strategy, folder / "half", out / "shards", 1)
             half = folder / "half"
-            found[f"{strategy} resumed"] = trained(strategy, half, out / "shards", 2, half / "1.ckpt")
+            trained(strategy, half, out / "shards", 1, parts=True)
+            found[f"{strategy} resumed"] = trained(strategy, half, out / "shards", 2, half / "1.ckpt", parts=True)
     torch.save(found, out / f"rank{rank}.pt")
 
 

@@ -8,8 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from ddp_worker import ROWS, Rows, plain_module
+from ddp_worker import ROWS, Rows, plain_module, trained
 from torch.utils.data import default_collate
+
+from configs.export_cfg import ExportCfg
+from diffusion import load_diffusion
+from models.checkpoint import read_checkpoint
+from scripts.export import export
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -27,8 +32,14 @@ def launch(out: Path, machines: int, processes: int, *strategies: str) -> list[d
 
 
 @pytest.fixture(scope="module")
-def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return launch(tmp_path_factory.mktemp("launch"), 1, 2, "ddp", "fsdp")
+def launched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str, Any]]]:
+    out = tmp_path_factory.mktemp("launch")
+    return out, launch(out, 1, 2, "ddp", "fsdp")
+
+
+@pytest.fixture
+def ranks(launched: tuple[Path, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    return launched[1]
 
 
 def test_two_processes_have_the_gradients_of_one_on_the_joint_batch(ranks: list[dict[str, Any]]) -> None:
@@ -61,6 +72,31 @@ def test_weights_shared_out_are_those_of_copies_also_after_resuming(ranks: list[
     equal(found["ddp"], found["fsdp"], 1e-5)
     equal(found["fsdp"], found["fsdp resumed"], 1e-6)
     assert found["ddp"]["net.conv_out.weight"].any()  # it starts at zero
+
+
+def test_a_checkpoint_in_parts_is_the_whole_for_one_process_too(
+    launched: tuple[Path, list[dict[str, Any]]], tmp_path: Path
+) -> None:
+    """Written by two processes; read, resumed and exported by one."""
+    out, ranks = launched
+    half = out / "fsdp" / "half"
+    expected = {name: value for name, value in ranks[0]["fsdp resumed"].items() if name != "shared"}
+    path = half / "2.ckpt"
+    assert len(list(path.glob("shard-*.safetensors"))) == 2
+    equal(expected, read_checkpoint(path, "diffusion", "")["state_dict"], 0.0)
+    only = read_checkpoint(path, "diffusion", "", only="autoencoder.")["state_dict"]
+    assert {name: value.shape for name, value in only.items()} == {name: x.shape for name, x in expected.items()}
+    assert {name.partition(".")[0] for name, value in only.items() if not value.is_meta} == {"autoencoder"}
+
+    trained("auto", tmp_path, out / "shards", 2, half / "1.ckpt")
+    last = read_checkpoint(tmp_path / "2.ckpt", "diffusion", "")
+    assert {float(state["step"]) for state in last["optimizer_states"][0]["state"].values()} == {2.0}
+
+    exported = export(ExportCfg(str(path), str(tmp_path / "model.safetensors"), "fp32"))
+    model = load_diffusion(exported)
+    for name, value in load_diffusion(path).average.state_dict().items():
+        torch.testing.assert_close(model.average.state_dict()[name], value, rtol=0, atol=0)
+        torch.testing.assert_close(value, expected[f"average.{name}"], rtol=0, atol=0)
 
 
 def test_two_machines_with_a_copy_each_share_it_out_inside(tmp_path: Path) -> None:
