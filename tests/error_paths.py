@@ -1,6 +1,6 @@
 """How much of data/, checkpoint and generation code the tests run, and which error paths they do not.
 
-Usage, after tests were run with ``python -m coverage run -m pytest``: python -m tests.error_paths
+Usage: python -m coverage run -m pytest -m "not slow and not faults" && python -m tests.error_paths
 
 An error path is a ``raise`` or a line of an ``except`` block. Prints lines and branches of each file, then every error
 path that no test took; exits with 1 where less than 90 % of one of them is covered.
