@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import load_file
@@ -25,6 +26,14 @@ class Bert(nn.Module):
         cfg = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         width, eps = cfg["hidden_size"], cfg["layer_norm_eps"]
         self.features: int = width
+        with torch.device("meta"):  # weights come from the file, and no random number is drawn for them
+            self._build(cfg, width, eps)
+        self.load_state_dict(renamed(load_file(folder / "model.safetensors")), assign=True)
+        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self.tokenizer.no_padding()
+        self.eval().requires_grad_(False)
+
+    def _build(self, cfg: dict[str, Any], width: int, eps: float) -> None:
         self.words = nn.Embedding(cfg["vocab_size"], width)
         self.places = nn.Embedding(cfg["max_position_embeddings"], width)
         self.kinds = nn.Embedding(cfg["type_vocab_size"], width)
@@ -33,10 +42,6 @@ class Bert(nn.Module):
             width, cfg["num_attention_heads"], cfg["intermediate_size"], 0.0, cfg["hidden_act"], eps, batch_first=True
         )
         self.layers = nn.TransformerEncoder(layer, cfg["num_hidden_layers"], enable_nested_tensor=False)
-        self.load_state_dict(renamed(load_file(folder / "model.safetensors")))
-        self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-        self.tokenizer.no_padding()
-        self.eval().requires_grad_(False)
 
     def tokens(self, text: str, most: int | None = None) -> list[int]:
         """Token numbers of a text with the two that mark its ends, ``most`` at most."""

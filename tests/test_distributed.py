@@ -92,7 +92,7 @@ def test_a_checkpoint_in_parts_is_the_whole_for_one_process_too(
     last = read_checkpoint(tmp_path / "2.ckpt", "diffusion", "")
     assert {float(state["step"]) for state in last["optimizer_states"][0]["state"].values()} == {2.0}
 
-    exported = export(ExportCfg(str(path), str(tmp_path / "model.safetensors"), "fp32"))
+    exported = export(ExportCfg(str(path), out=str(tmp_path / "model.safetensors"), dtype="fp32"))
     model = load_diffusion(exported)
     for name, value in load_diffusion(path).average.state_dict().items():
         torch.testing.assert_close(model.average.state_dict()[name], value, rtol=0, atol=0)
