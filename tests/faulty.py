@@ -49,7 +49,7 @@ def at_judging(happen: Callable[[Any, Any], None]) -> None:
         if len(drawn) == 2:
             happen(trainer, None)
         masks = usual(self, trainer, module, prompts, noise, steps)
-        print(f"DREW {steps}", flush=True)
+        os.write(1, f"DREW {steps}\n".encode())  # in one piece, which two processes cannot mix
         return masks
 
     QualityMonitor.draw = hook  # type: ignore[method-assign]  # that is the fault
