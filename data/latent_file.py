@@ -47,7 +47,14 @@ def keep_latents(folder: Path, key: str, moments: Tensor) -> None:
     except OSError as reason:
         warnings.warn(f"encoded masks are not kept for the next training ({reason})", stacklevel=2)
         return
-    newest_first = sorted(folder.glob("*.npy"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in newest_first[KEPT:]:
+    for old in sorted(folder.glob("*.npy"), key=last_used, reverse=True)[KEPT:]:
         with contextlib.suppress(OSError):
             old.unlink()
+
+
+def last_used(path: Path) -> float:
+    """When a file was written or read, in seconds; 0 if another process has just removed it."""
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0

@@ -1,14 +1,17 @@
 """Encoded training sets that outlive a training."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from data.latent_file import KEPT, keep_latents, latents_key, read_latents
+from data.latent_file import KEPT, keep_latents, last_used, latents_key, read_latents
 
+ROOT = Path(__file__).parents[1]
 MASKS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
 WEIGHTS = {"a": torch.arange(3.0), "b": torch.tensor(1.0)}
 MOMENTS = torch.randn(2, 3, 4, 2, 2, generator=torch.Generator().manual_seed(0))
@@ -58,3 +61,19 @@ def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.warns(UserWarning, match="not kept for the next training"):
         keep_latents(tmp_path / "file", "k", MOMENTS)
+
+
+def test_several_processes_keep_and_remove_at_once(tmp_path: Path) -> None:
+    assert last_used(tmp_path / "removed.npy") == 0
+    code = (
+        "import sys, torch; from pathlib import Path; from data.latent_file import keep_latents\n"
+        "for number in range(150): keep_latents(Path(sys.argv[1]), str(number), torch.zeros(1, 2, 2, 2, 2))"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-W", "error", "-c", code, str(tmp_path)], cwd=ROOT, stderr=subprocess.PIPE)
+        for _ in range(3)
+    ]
+    for process in processes:
+        assert process.communicate()[1] == b""
+    assert len(list(tmp_path.glob("*.npy"))) <= KEPT + 2  # what another one wrote meanwhile
+    assert not list(tmp_path.glob(".*"))
