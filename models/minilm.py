@@ -26,7 +26,7 @@ class Bert(nn.Module):
         cfg = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         width, eps = cfg["hidden_size"], cfg["layer_norm_eps"]
         self.features: int = width
-        with torch.device("meta"):  # weights come from the file, and no random number is drawn for them
+        with torch.random.fork_rng(devices=[]):  # whoever loads this encoder goes on with the same random numbers
             self._build(cfg, width, eps)
         self.load_state_dict(renamed(load_file(folder / "model.safetensors")), assign=True)
         self.tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))

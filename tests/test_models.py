@@ -413,7 +413,7 @@ def test_the_packaged_encoder_answers_as_transformers_does(text: str) -> None:
     torch.manual_seed(0)
     ours, after = Bert(Path(folder)), torch.rand(())
     torch.manual_seed(0)
-    assert after == torch.rand(())  # loading it draws no random numbers
+    assert after == torch.rand(())  # others get the same random numbers
     theirs = Pretrained(folder)
     assert ours.features == theirs.features == 384
     assert ours.tokens(text) == theirs.tokens(text)
