@@ -143,7 +143,7 @@ def late() -> dict[str, Entrant]:
 
 
 def networks() -> dict[str, Entrant]:
-    """Wavelet UNet, convolutional UNet and DiT under the same objective."""
+    """Wavelet UNet (with all parts, and without), convolutional UNet and DiT under the same objective."""
     base, stage_1 = stage2_animals_tiny(), stage1_animals()
     unet = SMALL_UNET
     nets: dict[str, Backbone] = {
@@ -152,6 +152,7 @@ def networks() -> dict[str, Entrant]:
         "conv-equal-flops": replace(unet, resample="conv", conv_kernel=2),
         "no-gates": replace(unet, gates=False),
         "no-band-skips": replace(unet, band_skips=False),
+        "plain-haar": replace(unet, gates=False, band_skips=False),
         "sum": replace(unet, gate="sum"),
         "dit": DiTCfg(width=192, depth=6, patch_size=2),
         "dit-wavelet": DiTCfg(width=192, depth=6, patch_size=2, patch="wavelet"),

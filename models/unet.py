@@ -112,14 +112,14 @@ class WaveletUNet(Backbone):
         emb, tokens, keep = self.embed(t, dt, cond)  # [B,E], [B,1+L,D], [B,1+L]
 
         h = self.conv_in(x)
-        skips, bands = [h], []
+        skips, seen = [h], []
         for level in range(len(self.down)):
             for stage in cast(nn.ModuleList, self.down[level]):
                 h = self.run(stage, h, emb, tokens, keep)
                 skips.append(h)
             if level < len(self.shrink):
-                h, high = self.run(self.shrink[level], h, emb)
-                bands.append(high)
+                seen.append(h)
+                h = self.run(self.shrink[level], h, emb)
                 skips.append(h)
 
         h = self.run(self.middle, h, emb, tokens, keep)
@@ -128,5 +128,5 @@ class WaveletUNet(Backbone):
             for stage in cast(nn.ModuleList, self.up[level]):
                 h = self.run(joined, stage, h, skips.pop(), emb, tokens, keep)
             if level < len(self.grow):
-                h = self.run(self.grow[level], h, emb, bands.pop())
+                h = self.run(self.grow[level], h, emb, seen.pop())
         return self.conv_out(self.norm_out(h)).float()

@@ -21,13 +21,31 @@ def haar(x: Tensor) -> Tensor:
 
 
 def inverse_haar(bands: Tensor) -> Tensor:
-    """Exact inverse of :func:`haar`: bands [B,4C,h,w] -> [B,C,2h,2w]."""
-    ll, lh, hl, hh = bands.chunk(4, dim=1)
+    """Exact inverse of :func:`haar`: bands [B,4C,h,w] -> [B,C,2h,2w].
+
+    The transform is orthonormal, so a 1x1 filter of bands [O,4C,1,1] becomes by this the 2x2 filter of pixels
+    [O,C,2,2] that answers the same with a stride of 2.
+    """
+    return as_image(pixels_of(bands, dim=1))
+
+
+def pixels_of(bands: Tensor, dim: int = 0) -> Tensor:
+    """The bands of 2x2 places, chunks of ``dim``, to their pixels: top left, top right, bottom left, bottom right."""
+    ll, lh, hl, hh = bands.chunk(4, dim)
     left_low, right_low, left_high, right_high = ll + hl, ll - hl, lh + hh, lh - hh
-    pixels = torch.stack(
-        [left_low + left_high, right_low + right_high, left_low - left_high, right_low - right_high], dim=2
-    )  # [B,C,4,h,w], in the order of pixel_shuffle: top left, top right, bottom left, bottom right
-    return F.pixel_shuffle(pixels.flatten(1, 2) / 2, 2)
+    return (
+        torch.cat([left_low + left_high, right_low + right_high, left_low - left_high, right_low - right_high], dim) / 2
+    )
+
+
+def as_image(pixels: Tensor) -> Tensor:
+    """Pixels [B,4C,h,w] as :func:`pixels_of` orders them -> [B,C,2h,2w] in the same memory format."""
+    rows, channels, height, width = pixels.shape[0], pixels.shape[1] // 4, *pixels.shape[2:]
+    places = pixels.unflatten(1, (2, 2, channels))
+    if pixels.is_contiguous(memory_format=torch.channels_last) and not pixels.is_contiguous():
+        image = places.permute(0, 4, 1, 5, 2, 3).reshape(rows, 2 * height, 2 * width, channels)
+        return image.permute(0, 3, 1, 2)
+    return places.permute(0, 3, 4, 1, 5, 2).reshape(rows, channels, 2 * height, 2 * width)
 
 
 class BandGate(nn.Module):
@@ -55,8 +73,9 @@ class BandGate(nn.Module):
 class WaveletDown(nn.Module):
     """Halves the size: Haar bands, gates, and a mix of the bands; starts as 2x2 average pooling.
 
-    ``mode="concat"`` mixes the four gated bands with a 1x1 convolution. ``mode="sum"`` adds them, as Spectral Diffusion
-    does; the plain sum of the four bands is twice the top-left pixel (decimation), so here its detail gates start at 0.
+    ``mode="concat"`` mixes the four gated bands with a 1x1 convolution; without gates transform and mix are one 2x2
+    convolution of stride 2. ``mode="sum"`` adds the bands, as Spectral Diffusion does; the plain sum of the four is
+    twice the top-left pixel (decimation), so here its detail gates start at 0.
     """
 
     def __init__(self, channels: int, emb_channels: int, mode: str = "concat", gates: bool = True) -> None:
@@ -75,25 +94,29 @@ class WaveletDown(nn.Module):
             with torch.no_grad():
                 self.gate.out.bias[channels:] = -20.0  # 2*sigmoid(-20) is 0 to fp32's precision of the sum
 
-    def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,C,H,W], emb [B,E] -> [B,C,H/2,W/2] and the high bands LH, HL, HH [B,3C,H/2,W/2]."""
-        channels = x.shape[1]
-        bands = haar(x)
-        high = bands[:, channels:]
-        gated = torch.cat([bands[:, :channels] / 2, high], dim=1)  # LL at the scale of a mean
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x [B,C,H,W], emb [B,E] -> [B,C,H/2,W/2]."""
+        if self.gate is None and self.mix is not None:
+            return F.conv2d(x, inverse_haar(times_ll(self.mix.weight, 0.5, dim=1)), self.mix.bias, stride=2)
+        gated = times_ll(haar(x), 0.5, dim=1)
         if self.gate is not None:
             gated = gated * self.gate(x, emb)
-        if self.mix is not None:
-            return self.mix(gated), high
-        return torch.stack(gated.chunk(4, dim=1)).sum(0), high
+        return torch.stack(gated.chunk(4, dim=1)).sum(0) if self.mix is None else self.mix(gated)
+
+
+def times_ll(bands: Tensor, factor: float, dim: int) -> Tensor:
+    """Multiply the first of the four chunks of ``dim`` (2: a mean of pixels to the LL band of pixels that equal it)."""
+    ll, *high = bands.chunk(4, dim)
+    return torch.cat([ll * factor, *high], dim)
 
 
 class WaveletUp(nn.Module):
     """Doubles the size: predicted bands plus the encoder's high bands, gated, through the inverse transform.
 
-    The high bands that the encoder saw at this size bypass the bottleneck (WaveDiff, Phung et al., CVPR 2023,
+    The high bands of what the encoder saw at this size bypass the bottleneck (WaveDiff, Phung et al., CVPR 2023,
     arXiv 2211.16152) through a per-band 1x1 convolution whose scale starts at zero, so the layer starts as a
-    1x1 convolution with nearest-neighbour upsampling. ``gates`` and ``band_skips`` switch one part each off.
+    1x1 convolution with nearest-neighbour upsampling. ``gates`` and ``band_skips`` switch one part each off. Without
+    gates the transform is folded into the filters: what they predict are pixels.
     """
 
     def __init__(
@@ -110,15 +133,24 @@ class WaveletUp(nn.Module):
             self.bands.weight[out_channels:] = 0
             self.bands.bias.zero_()  # type: ignore[union-attr]  # made with a bias
 
-    def forward(self, x: Tensor, emb: Tensor, high: Tensor) -> Tensor:
-        """x [B,C,h,w], emb [B,E], high [B,3C',h,w] -> [B,C',2h,2w]."""
-        channels = high.shape[1] // 3
-        bands = self.bands(x)
-        detail = bands[:, channels:]
+    def forward(self, x: Tensor, emb: Tensor, fine: Tensor) -> Tensor:
+        """x [B,C,h,w], emb [B,E], fine [B,C',2h,2w] that the encoder saw at this size -> [B,C',2h,2w]."""
+        channels = fine.shape[1]
+        weight = times_ll(self.bands.weight, 2, dim=0)
+        bias = times_ll(self.bands.bias, 2, dim=0)  # type: ignore[arg-type]  # made with a bias
+        seen = None
         if self.skip is not None:
-            detail = detail + self.skip_scale * self.skip(high)
-        bands = torch.cat([2 * bands[:, :channels], detail], dim=1)
-        return inverse_haar(bands if self.gate is None else bands * self.gate(x, emb))
+            filters = (self.skip_scale[:, None] * self.skip.weight)[..., 0, 0]  # [3C',C'], band by band
+            seen = F.pad(torch.block_diag(*filters.chunk(3)), (channels, 0, channels, 0))  # [4C',4C'], LL sees nothing
+            own: Tensor = self.skip.bias  # type: ignore[assignment]  # made with one
+            bias = bias + F.pad(self.skip_scale.flatten() * own, (channels, 0))
+        if self.gate is None:  # the filters predict pixels at once
+            weight, bias = pixels_of(weight), pixels_of(bias)
+            seen = None if seen is None else pixels_of(seen)
+        y = F.conv2d(x, weight, bias)
+        if seen is not None:
+            y = y + F.conv2d(fine, inverse_haar(seen[..., None, None]), stride=2)  # of pixels, not of bands
+        return as_image(y) if self.gate is None else inverse_haar(y * self.gate(x, emb))
 
 
 class ConvDown(nn.Module):
@@ -131,10 +163,9 @@ class ConvDown(nn.Module):
         super().__init__()
         self.conv = nn.Conv2d(channels, channels, kernel, stride=2, padding=kernel // 3)
 
-    def forward(self, x: Tensor, emb: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B,C,H,W] -> [B,C,H/2,W/2] and no high bands [B,0,H/2,W/2]."""
-        y = self.conv(x)
-        return y, y[:, :0]
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x [B,C,H,W] -> [B,C,H/2,W/2]."""
+        return self.conv(x)
 
 
 class ConvUp(nn.Module):
@@ -153,6 +184,6 @@ class ConvUp(nn.Module):
             else nn.ConvTranspose2d(channels, out_channels, 2, stride=2)
         )
 
-    def forward(self, x: Tensor, emb: Tensor, high: Tensor) -> Tensor:
+    def forward(self, x: Tensor, emb: Tensor, fine: Tensor) -> Tensor:
         """x [B,C,h,w] -> [B,C',2h,2w]."""
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.nearest else x)

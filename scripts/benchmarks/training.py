@@ -81,12 +81,13 @@ def layer_run(
     x = torch.randn(rows, channels, size, size, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     x.requires_grad_()
     e = torch.randn(rows, emb, device=device, dtype=dtype)
-    high = torch.randn(rows, 3 * channels, size, size, device=device, dtype=dtype)
     down = isinstance(layer, WaveletDown | ConvDown)
+    fine = torch.randn(rows, channels, 2 * size, 2 * size, device=device, dtype=dtype, requires_grad=True)
+    fine = fine.to(memory_format=torch.channels_last)
 
     def run() -> None:
         for _ in range(10):
-            y = layer(x, e)[0] if down else layer(x, e, high)
+            y = layer(x, e) if down else layer(x, e, fine)
             y.sum().backward()
 
     return lambda: elapsed(run, device)
