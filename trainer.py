@@ -34,6 +34,7 @@ from data.module import MaskDataModule
 from data.sources import data_fingerprint
 from diffusion import MAKE, DiffusionModule, load_diffusion
 from metrics.callbacks import Drawing, ReconstructionMonitor, SamplePreview
+from metrics.geometry import recaptioned
 from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
 from metrics.run_report import report_if_possible
@@ -120,7 +121,7 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     if math.prod(processes(cfg.train)) > 1:
         require_port()
     run_dir = choose_run_dir(cfg.train, name)
-    data = MaskDataModule(cfg.data, cfg.train.seed)
+    data = MaskDataModule(cfg.data, cfg.train.seed, recaptioned)
     try:
         data.prepare_data()
         data.setup("fit")
@@ -305,7 +306,7 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
     monitor = "val/loss"
     if cfg.train.quality and cfg.data.channels == 1 and len(data.val_set) > 1:
-        train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.train_set, data.val_set))
+        train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.as_read, data.val_set))
         extra.append(QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir))
         monitor = "val/frechet_1"
     trainer = build_trainer(cfg.train, run_dir, monitor, "min", cfg.optim.clip_norm, cfg.data.batch_size, extra)

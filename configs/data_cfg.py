@@ -97,10 +97,14 @@ class AugmentCfg:
     """Largest rotation of the affine change, in degrees."""
     elastic: float = 0.0
     """Probability of an elastic deformation."""
+    versions: int = 1
+    """Make so many of each training mask before training: itself, and others resized and moved within the frame, with
+    captions of geometry made anew. For a few masks (not shards, RGB images); their latents can be cached."""
 
     def __post_init__(self) -> None:
         for name in ("hflip", "vflip", "rot90", "affine", "elastic"):
             fraction(f"data.augment.{name}", getattr(self, name))
+        positive("data.augment.versions", self.versions)
         fraction("data.augment.shift", self.shift)
         fraction("data.augment.scale", self.scale, below_one=True)
         non_negative("data.augment.rotate", self.rotate)
@@ -146,3 +150,7 @@ class DataCfg:
         positive("data.batch_size", self.batch_size)
         non_negative("data.workers", self.workers)
         non_negative("data.limit", self.limit)
+        if self.augment.versions > 1:
+            streams = isinstance(self.source, ShardSource) and not self.limit
+            require(self.channels == 1 and not streams, "data.augment.versions", self.augment.versions,
+                    "1 for RGB images, and for shards without data.limit")

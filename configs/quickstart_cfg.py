@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, Stage1Cfg
 from configs.backbone_cfg import UNetCfg
 from configs.checks import positive, require
-from configs.data_cfg import DataCfg, FolderSource
+from configs.data_cfg import AugmentCfg, DataCfg, FolderSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg
 from configs.presets import TRAJECTORY
 from configs.trainer_cfg import OptimCfg, TrainerCfg
@@ -48,6 +48,8 @@ class Facts:
     tokens: int
     """Tokens of the longest prompt, with the two that mark its ends."""
     on_gpu: bool
+    from_geometry: bool = False
+    """The prompts are captions of geometry, which can be made anew for a changed mask."""
 
 
 def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg, Stage2Cfg]:
@@ -56,7 +58,10 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg, Sta
     * **Image size**: the smallest at which nine of ten masks are crisp, at most 64 pixels on a CPU and 128 on a GPU.
     * **Latent**: 8x8 on a CPU and 16x16 on a GPU, so the autoencoder shrinks 32 pixels by 4 and 2, 64 by 8 and 4, 128
       by 8; it has 4 channels where it shrinks by up to 4, and 8 where by 8.
-    * **Batch**: the largest power of two that a quarter of the masks fills, from 16 to 128 on a CPU and 512 on a GPU.
+    * **Versions**: with captions of geometry, as many of each mask (moved, resized, captioned anew) as make 8,192
+      masks, at most 24; else none, since other captions could become wrong.
+    * **Batch**: the largest power of two that a quarter of the masks, versions included, fills, from 16 to 128 on a CPU
+      and 512 on a GPU.
     * **Devices**: one.
     * **Network**: the UNet of width 64 on a CPU (that of the quickstart), of width 96 with a third level on a GPU.
     * **Tokens**: 16, or 32, or 64 if a prompt has more than the number before.
@@ -67,9 +72,11 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg, Sta
     size = next((size for size in sizes[:-1] if facts.crisp[size] >= 0.9), sizes[-1])
     factor = size // (16 if facts.on_gpu else 8)
     multipliers = {2: (2, 4), 4: (1, 4, 8), 8: (1, 2, 4, 8)}[factor]
-    batch = max(16, min(512 if facts.on_gpu else 128, 1 << (max(1, facts.masks // 4).bit_length() - 1)))
+    versions = max(1, min(24, 8192 // max(1, facts.masks))) if facts.from_geometry else 1
+    quarter = max(1, facts.masks * versions // 4)
+    batch = max(16, min(512 if facts.on_gpu else 128, 1 << (quarter.bit_length() - 1)))
     tokens = next(limit for limit in (16, 32, 64) if facts.tokens <= limit or limit == 64)
-    data = DataCfg(FolderSource(folder), image_size=size, batch_size=batch)
+    data = DataCfg(FolderSource(folder), image_size=size, batch_size=batch, augment=AugmentCfg(versions=versions))
     train = TrainerCfg(max_steps=ENDLESS, val_every=500, quality=0, devices=1)
     autoencoder = AutoencoderCfg(
         latent_channels=8 if factor == 8 else 4, width=16, multipliers=multipliers, regulariser=KLCfg(1e-2)

@@ -17,6 +17,7 @@ from data.masks import DataError, MaskSet
 from data.order import EpochSampler
 from data.sources import load_splits, prepare, stream_of
 from data.stream import Lanes, ShardStream
+from data.versions import Recaption, with_versions
 
 
 def _batches_done(trainer: L.Trainer) -> int:
@@ -30,6 +31,7 @@ class MaskDataModule(L.LightningDataModule):
 
     Use it with ``Trainer(use_distributed_sampler=False)``: the training order is already shared out among the ranks,
     and every rank sees the whole held-out set. A resumed training goes on with the batches not yet seen.
+    ``recaption`` names masks that ``cfg.augment.versions`` moved.
 
     Raises:
         DataError: from ``setup``, for data that cannot be used.
@@ -39,12 +41,18 @@ class MaskDataModule(L.LightningDataModule):
     """All training masks, or where they come as a stream, some of them."""
     val_set: MaskSet
 
-    def __init__(self, cfg: DataCfg, seed: int) -> None:
+    def __init__(self, cfg: DataCfg, seed: int, recaption: Recaption = lambda images, prompts: prompts) -> None:
         super().__init__()
-        self.cfg, self.seed = cfg, seed
+        self.cfg, self.seed, self.recaption = cfg, seed, recaption
         self._moments: Tensor | None = None
         self._stream: ShardStream | None = None
         self._saved: dict[str, Any] = {}
+
+    @property
+    def as_read(self) -> MaskSet:
+        """The training masks without the versions made of them."""
+        versions = self.cfg.augment.versions
+        return self.train_set if versions == 1 else self.train_set.select(range(len(self.train_set) // versions))
 
     @property
     def streams(self) -> bool:
@@ -65,7 +73,8 @@ class MaskDataModule(L.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Load both sets, once."""
         if not hasattr(self, "train_set"):
-            self.train_set, self.val_set = load_splits(self.cfg)
+            train, self.val_set = load_splits(self.cfg)
+            self.train_set = with_versions(train, self.cfg.augment.versions, self.seed, self.recaption)
 
     @property
     def variants(self) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import astuple, dataclass, fields
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -107,6 +108,13 @@ def _described(planes: NDArray[np.bool_]) -> Iterator[Geometry]:
             COUNTS[min(len(mine), len(COUNTS)) - 1], SIZES[int(np.digitize(share, _SIZE_EDGES))],
             SHAPES[int(np.bincount(shapes[mine], area[mine]).argmax())], PLACES[row][column],
         )  # fmt: skip
+
+
+def recaptioned(images: NDArray[np.uint8], prompts: list[str]) -> list[str]:
+    """Prompts of masks [N,H,W] of 0/1: those that are captions of geometry made anew, the others as they are."""
+    asked = [i for i, prompt in enumerate(prompts) if parse(prompt)]
+    new = dict(zip(asked, describe(torch.from_numpy(images[asked])), strict=True)) if asked else {}
+    return [new[i].caption if i in new else prompt for i, prompt in enumerate(prompts)]
 
 
 def adherence(masks: Tensor, prompts: list[str]) -> dict[str, float]:

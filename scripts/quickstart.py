@@ -90,6 +90,7 @@ def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg, Stage2Cfg, list
     import numpy as np
 
     from data.folder import list_images, read_folder
+    from metrics.geometry import are_captions
     from models.text import TextEncoder
     from scripts.caption_masks import caption
 
@@ -103,12 +104,14 @@ def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg, Stage2Cfg, list
         listed, _, _ = list_images(found.root, "")
     prompts = [item.prompt if item.captioned else source.default_prompt for item in listed]
     count_tokens = TextEncoder(stage_2.text).count_tokens
-    facts = replace(facts, tokens=max(count_tokens(prompt) for prompt in set(prompts)))
+    tokens = max(count_tokens(prompt) for prompt in set(prompts))
+    facts = replace(facts, tokens=tokens, from_geometry=are_captions(prompts))
     stage_1, stage_2 = own_masks(cfg.data, facts, cfg.minutes)
     crisp = ", ".join(f"{share:.0%} at {size}" for size, share in facts.crisp.items())
+    data = stage_1.data
     print(
-        f"chosen: {stage_1.data.image_size} pixels (masks that stay crisp: {crisp}), shrunk by "
-        f"{stage_1.autoencoder.factor}, batches of {stage_1.data.batch_size}, a network of width "
+        f"chosen: {data.image_size} pixels (masks that stay crisp: {crisp}), {data.augment.versions} versions of each, "
+        f"shrunk by {stage_1.autoencoder.factor}, batches of {data.batch_size}, a network of width "
         f"{stage_2.backbone.width}, {stage_2.text.max_tokens} tokens", flush=True,
     )  # fmt: skip
     return stage_1, stage_2, prompts

@@ -1,0 +1,41 @@
+"""Moved and resized versions of a few masks, made once, so that their latents can be cached."""
+
+from collections.abc import Callable
+
+import numpy as np
+
+from data.fit import area_resize
+from data.masks import MaskSet
+
+Recaption = Callable[[np.ndarray, list[str]], list[str]]
+"""(masks [N,H,W] of 0/1, their prompts) -> prompts that are still true after a move."""
+
+_RESIZE = 1.4  # at most so many times larger or smaller
+
+
+def with_versions(masks: MaskSet, number: int, seed: int, recaption: Recaption) -> MaskSet:
+    """The masks as they are, then ``number - 1`` versions of each, resized and moved within the frame, nothing cut off.
+
+    The draws depend on ``seed`` and the masks alone.
+    """
+    if number == 1:
+        return masks
+    draw = np.random.default_rng(seed)
+    images = [masks.images, *(np.stack([moved(mask, draw) for mask in masks.images]) for _ in range(number - 1))]
+    prompts = masks.prompts + [prompt for own in images[1:] for prompt in recaption(own, masks.prompts)]
+    return MaskSet(np.concatenate(images), prompts, masks.names * number)
+
+
+def moved(mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """One version of a mask [H,W] of 0/1; an empty one stays."""
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return mask
+    piece = mask[None, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    frame, size = np.array(mask.shape), np.array(piece.shape[1:])
+    factor = np.exp(draw.uniform(-1, 1) * np.log(_RESIZE))
+    height, width = np.maximum(1, np.round(size * min(factor, (frame / size).min()))).astype(int)
+    y, x = (int(draw.integers(0, room + 1)) for room in frame - (height, width))
+    version = np.zeros_like(mask)
+    version[y : y + height, x : x + width] = area_resize(piece, height, width)[0]
+    return version
