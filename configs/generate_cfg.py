@@ -84,6 +84,7 @@ class GenerateCfg(SamplingCfg):
         if self.negative_prompt.strip():
             require(self.guidance > 1, "guidance", self.guidance, "above 1, such as 2, for negative_prompt to matter")
         if self.on_a_way:
+            require(self.tries == 1, "tries", self.tries, "1 where to_prompt or to_seed asks for a way between two")
             require(self.num >= 2, "num", self.num, "at least 2, where to_prompt or to_seed asks for a way between two")
         require(0 < self.strength <= 1, "strength", self.strength, "above 0 and at most 1")
         if not self.init_mask and self.keep:

@@ -4,6 +4,7 @@ It is trained by ``scripts.evaluate`` on the training split alone, in about a mi
 model needs no download and no network that was made for photographs.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from configs.whole_file import write_whole
 
 FORMAT = 1
 FEATURES = 64
+PAUSE_EVERY = 50
 
 
 class MaskClassifier(nn.Module):
@@ -50,11 +52,12 @@ def _block(in_channels: int, out_channels: int, stride: int = 1) -> nn.Sequentia
 
 def train_classifier(
     images: Tensor, prompts: list[str], *, steps: int = 1000, batch_size: int = 128, lr: float = 3e-3, seed: int = 0,
-    progress: bool = True,
+    progress: bool = True, pause: Callable[[], None] = lambda: None,
 ) -> MaskClassifier:
     """Train on masks [N,H,W] uint8 of 0 and 1, whose prompts are the labels; the result is in eval mode.
 
-    The caller's random state is left alone, and one seed gives one classifier on one machine.
+    The caller's random state is left alone, and one seed gives one classifier on one machine. ``pause`` is called after
+    every ``PAUSE_EVERY`` steps.
     """
     # also during a validation, where gradients are off
     with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
@@ -65,7 +68,7 @@ def train_classifier(
         optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.05)
         schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.2)
         net.train()
-        for _ in tqdm(range(steps), desc="classifier", disable=not progress, leave=False):
+        for step in tqdm(range(1, steps + 1), desc="classifier", disable=not progress, leave=False):
             rows = torch.randint(len(images), (min(batch_size, len(images)),), generator=order)
             x = jitter(images[rows], order)[:, None].float()
             with torch.autocast("cpu", torch.bfloat16, enabled=_fast_bf16()):
@@ -75,6 +78,8 @@ def train_classifier(
             loss.backward()
             optimiser.step()
             schedule.step()
+            if step % PAUSE_EVERY == 0:
+                pause()
     return net.eval()
 
 

@@ -117,19 +117,28 @@ def recaptioned(images: NDArray[np.uint8], prompts: list[str]) -> list[str]:
     return [new[i].caption if i in new else prompt for i, prompt in enumerate(prompts)]
 
 
+def right_words(masks: Tensor, prompts: list[str]) -> dict[int, list[bool]]:
+    """Row -> which of count, size, shape and place are as its caption says, for the rows whose prompts are captions.
+
+    masks [N,H,W] or [N,1,H,W] of 0 and 1, with N prompts.
+    """
+    asked = {i: geometry for i, prompt in enumerate(prompts) if (geometry := parse(prompt))}
+    drawn = describe(masks[list(asked)]) if asked else []
+    return {
+        i: [a == b for a, b in zip(astuple(one), astuple(two), strict=True)]
+        for (i, one), two in zip(asked.items(), drawn, strict=True)
+    }
+
+
 def adherence(masks: Tensor, prompts: list[str]) -> dict[str, float]:
     """Shares of masks [N,H,W] that have the count, size, shape and place of their caption, and all four.
 
     Prompts that are no such captions are left out; nothing is answered where there are no others.
     """
-    asked = {i: geometry for i, prompt in enumerate(prompts) if (geometry := parse(prompt))}
-    if not asked:
+    found = right_words(masks, prompts)
+    if not found:
         return {}
-    drawn = describe(masks[list(asked)])
-    right = np.array([
-        [a == b for a, b in zip(astuple(one), astuple(two), strict=True)]
-        for one, two in zip(asked.values(), drawn, strict=True)
-    ])                                                                          # [n,4]
+    right = np.array(list(found.values()))                                      # [n,4]
     names = [f"{field.name}_right" for field in fields(Geometry)]
     return dict(zip(names, right.mean(0).tolist(), strict=True)) | {"all_right": float(right.all(1).mean())}
 

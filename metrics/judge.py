@@ -33,8 +33,13 @@ def is_classes(prompts: list[str]) -> bool:
     return 2 <= len(set(prompts)) <= MOST_CLASSES and not are_captions(prompts)
 
 
-def classifier_judge(images: Tensor, prompts: list[str], *, steps: int, seed: int, path: Path | None) -> Judge:
+def classifier_judge(
+    images: Tensor, prompts: list[str], *, steps: int, seed: int, path: Path | None,
+    pause: Callable[[], None] = lambda: None,
+) -> Judge:
     """A classifier of masks [N,H,W]: read from ``path`` if that exists, else trained (and written to ``path``).
+
+    ``pause`` is handed to the training.
 
     Raises:
         ValueError: the file is no classifier, or was trained on other prompts or another mask size.
@@ -44,7 +49,7 @@ def classifier_judge(images: Tensor, prompts: list[str], *, steps: int, seed: in
         if net.labels != sorted(set(prompts)) or size != images.shape[-1]:
             raise ValueError(f"{path} was trained on other data ({size} pixels, {len(net.labels)} prompts)")
     else:
-        net = train_classifier(images, prompts, steps=steps, seed=seed)
+        net = train_classifier(images, prompts, steps=steps, seed=seed, pause=pause)
         if path is not None:
             save_classifier(net, path, images.shape[-1])
     return Judge("classifier, 64 features", lambda x: look(net, x), lambda logits, p: accuracy(net, logits, p))

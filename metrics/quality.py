@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from metrics.callbacks import Drawing
+from metrics.classifier import PAUSE_EVERY
 from metrics.features import judge_features
 from metrics.judge import classifier_judge, encoder_judge, is_classes
 from metrics.yardstick import Yardstick
@@ -43,6 +44,7 @@ class QualityMonitor(Drawing):
         self.train, self.held_out = train, held_out
         self.num, self.seed, self.folder, self.steps = num, seed, folder, steps
         self.yardstick: Yardstick | None = None
+        self.ready = False
         self.began, self.spent = time.monotonic(), 0.0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -50,6 +52,7 @@ class QualityMonitor(Drawing):
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         started = time.monotonic()
+        self.prepare(trainer, pl_module)
         own, prompts, noise = self.questions(pl_module, trainer.world_size)
         numbers: dict[str, float] = {}
         for steps in self.steps:
@@ -86,7 +89,8 @@ class QualityMonitor(Drawing):
 
     def judge(self, module: Any, masks: Tensor, prompts: list[str], own: list[int], steps: int) -> dict[str, float]:
         """All numbers of one step count, each with the step count in its name."""
-        yardstick = self.yardstick = self.yardstick or self.make_yardstick(module)
+        yardstick = self.yardstick
+        assert yardstick is not None  # prepared
         found = {"frechet": yardstick.frechet(masks)} | yardstick.adherence(masks, prompts, own, self.seed)
         numbers = {f"{name}_{steps}": value for name, value in found.items()}
         if steps == self.steps[0]:
@@ -95,12 +99,20 @@ class QualityMonitor(Drawing):
             numbers["frechet_real"] = yardstick.frechet(yardstick.training[shuffled[: len(masks)]])
         return numbers
 
-    def make_yardstick(self, module: Any) -> Yardstick:
+    def prepare(self, trainer: L.Trainer, module: Any) -> None:
+        """Have a yardstick, on the first rank; the others wait as long as they can all heed a signal."""
+        if self.ready:
+            return
         held_out, training = self.held_out.masks, self.train.masks
-        if is_classes(self.train.prompts):
-            path = self.folder / "classifier.pt"
-            steps = min(1000, 10 * len(training))  # a handful of masks is learned sooner
-            judge = classifier_judge(training, self.train.prompts, steps=steps, seed=self.seed, path=path)
-        else:
-            judge = encoder_judge(module.autoencoder)
-        return Yardstick(held_out, training, judge, judge_features(judge), search=self.num)
+        classes, path = is_classes(self.train.prompts), self.folder / "classifier.pt"
+        steps = min(1000, 10 * len(training))  # a handful of masks is learned sooner
+        known = trainer.strategy.broadcast(path.exists())
+        if trainer.is_global_zero:
+            judge = encoder_judge(module.autoencoder) if not classes else classifier_judge(
+                training, self.train.prompts, steps=steps, seed=self.seed, path=path, pause=self.pause
+            )
+            self.yardstick = Yardstick(held_out, training, judge, judge_features(judge), search=self.num)
+        elif classes and not known:
+            for _ in range(steps // PAUSE_EVERY):
+                self.pause()
+        self.ready = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -70,10 +71,11 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     from metrics.report import summaries
     from metrics.sets import grey_share
     from metrics.yardstick import Yardstick
-    from scripts.seeded import build_sampler_for, choose_device, recipes
+    from scripts.seeded import build_sampler_for, check_tries, choose_device, recipes
 
     if min(len(train), len(held_out)) < 2:
         raise ConfigError(f"{len(train)} training and {len(held_out)} held-out masks are too few: 2 of each are needed")
+    check_tries(cfg.tries, held_out.prompts, 1)
     started = time.perf_counter()
     device = choose_device(cfg.accelerator)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
@@ -181,16 +183,21 @@ def draw_all(
     import torch
     from tqdm import tqdm
 
-    from scripts.seeded import draw
+    from scripts.seeded import draw, followed
 
     draw(module, prompts[:batch_size], seeds[:batch_size], replace(way, steps=1), device)
     started, parts = time.perf_counter(), []
     with tqdm(total=len(seeds), desc=f"{way.steps} steps", unit=" masks", leave=False, mininterval=0.5) as bar:
         for at in range(0, len(seeds), batch_size):
             rows = slice(at, at + batch_size)
-            parts.append(draw(module, prompts[rows], seeds[rows], way, device)[:, 0])
-            bar.update(len(parts[-1]))
-    return torch.cat(parts), time.perf_counter() - started
+            asked = prompts[rows]
+
+            def once(own: Sequence[int], seeds: Sequence[int], asked: list[str] = asked) -> list[Tensor]:
+                return list(draw(module, [asked[i] for i in own], seeds, way, device))
+
+            parts += [p[0] for p in followed(way.tries, asked, seeds[rows], 0.5, once)]
+            bar.update(len(asked))
+    return torch.stack(parts), time.perf_counter() - started
 
 
 def reconstruction(autoencoder: Any, real: Tensor, device: torch.device) -> dict[str, float]:

@@ -132,9 +132,11 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
     """
     from models.checkpoint import file_hash
     from scripts.edits import read_edit
-    from scripts.seeded import build_sampler_for, recipes
+    from scripts.seeded import build_sampler_for, check_tries, recipes
 
     prompts = read_prompts(cfg)
+    if cfg.tries > 1:
+        check_tries(cfg.tries, prompts, module.cfg.data.channels)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
     edit, about = read_edit(cfg, module)
     negative, to_prompt = folded(cfg.negative_prompt), None if cfg.to_prompt is None else folded(cfg.to_prompt)
@@ -149,6 +151,7 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
     }  # fmt: skip
     further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about}
+    further["tries"] = cfg.tries if cfg.tries > 1 else None
     shared |= {name: value for name, value in further.items() if value is not None}
     steps = [way.steps for way in ways]
     return Plan(prompts, unique_slugs(prompts), cfg.num, cfg.seed, steps, shared, cfg.on_a_way), ways

@@ -21,6 +21,8 @@ from samplers.between import noise_between
 if TYPE_CHECKING:
     from samplers.generates import Edit
 
+WORDS = 4
+"""Words of a caption of geometry."""
 DOUBT = 1e-4
 """Distance from the threshold within which a pixel is drawn again: rounding moves a probability by some 1e-6."""
 
@@ -43,6 +45,8 @@ class Recipe:
     """The same for the seed."""
     edit: "Edit | None" = None
     """A given mask to start from or to keep part of."""
+    tries: int = 1
+    """Draw a mask that is not what its caption of geometry says anew, from other seeds, until so many were drawn."""
     bf16: bool = False
     """Whether the networks run in bfloat16; masks may then differ in a few pixels with the batch they are drawn in."""
 
@@ -73,7 +77,7 @@ def recipes(
         ConfigError: a step count, times or guidance that this sampler cannot take.
     """
     guidance = Guidance(cfg.guidance, cfg.guidance_from, cfg.guidance_to, cfg.cfg_zero, cfg.zero_init)
-    further["bf16"] = cfg.precision == "bf16"
+    further |= {"bf16": cfg.precision == "bf16", "tries": cfg.tries}
     edit = further.get("edit")
     start = 1 - edit.strength if edit else 0.0
     try:
@@ -145,6 +149,45 @@ def draw(
     return p.float().cpu()
 
 
+def check_tries(tries: int, prompts: Sequence[str], channels: int) -> None:
+    """Raises ConfigError for ``tries`` that could change nothing."""
+    from metrics.geometry import parse
+
+    if tries > 1 and not (channels == 1 and any(parse(prompt) for prompt in prompts)):
+        raise ConfigError(f"tries is {tries}, but a mask is only drawn anew where a prompt says what can be counted in "
+                          'it, such as "two small round blobs, top": leave it at 1')  # fmt: skip
+
+
+def followed(
+    tries: int, prompts: Sequence[str], seeds: Sequence[int], threshold: float,
+    once: Callable[[Sequence[int], Sequence[int]], Sequence[Tensor]],
+) -> list[Tensor]:
+    """The best of up to ``tries`` masks for each prompt: that with most words of its caption right, else the first.
+
+    ``once(rows, seeds)`` draws these rows' probabilities [C,H,W]. Try j of a mask has its seed + j * 2^32. Prompts that
+    are no captions of geometry are drawn once.
+    """
+    masks = list(once(range(len(prompts)), seeds))
+    if tries == 1:
+        return masks
+    from metrics.geometry import right_words
+
+    def right(rows: Sequence[int], drawn: Sequence[Tensor]) -> dict[int, int]:
+        found = right_words(torch.stack([p[0] > threshold for p in drawn]), [prompts[row] for row in rows])
+        return {rows[i]: sum(words) for i, words in found.items()}
+
+    best = right(range(len(prompts)), masks)
+    for j in range(1, tries):
+        rows = [row for row, words in best.items() if words < WORDS]
+        if not rows:
+            break
+        again = once(rows, [seeds[row] + (j << 32) for row in rows])
+        for row, p, words in zip(rows, again, right(rows, again).values(), strict=True):
+            if words > best[row]:
+                masks[row], best[row] = p, words
+    return masks
+
+
 def decided(
     module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device, *,
     threshold: float, blends: Sequence[float] = (),
@@ -153,10 +196,15 @@ def decided(
 
     Ordinary images (C = 3) are not drawn again: theirs can differ by one grey level. Nor is anything in bf16.
     """
-    drawn = draw(module, prompts, seeds, recipe, device, blends)
-    masks = list(drawn)
-    if len(masks) > 1 and drawn.shape[1] == 1 and not recipe.bf16:
-        for row in ((drawn - threshold).abs() < DOUBT).flatten(1).any(1).nonzero().flatten().tolist():
-            one = slice(row, row + 1)
-            masks[row] = draw(module, prompts[one], seeds[one], recipe, device, blends[one])[0]
-    return masks
+
+    def once(rows: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
+        asked, on_way = [prompts[row] for row in rows], [blends[row] for row in rows] if blends else []
+        drawn = draw(module, asked, seeds, recipe, device, on_way)
+        masks = list(drawn)
+        if len(masks) > 1 and drawn.shape[1] == 1 and not recipe.bf16:
+            for row in ((drawn - threshold).abs() < DOUBT).flatten(1).any(1).nonzero().flatten().tolist():
+                one = slice(row, row + 1)
+                masks[row] = draw(module, asked[one], seeds[one], recipe, device, on_way[one])[0]
+        return masks
+
+    return followed(recipe.tries, prompts, seeds, threshold, once)

@@ -1,7 +1,8 @@
 """A training in which something goes wrong at one step of one process, or of all.
 
 Usage: python -m tests.faulty FAULT RANK STEP STAGE [arguments of scripts.train_stage_STAGE]; RANK is a number or all.
-STEP is a number, or "judging": in the middle of the first judging of samples.
+STEP is a number, or "judging": in the middle of the first judging of samples, or "classifier": while what judges them
+is trained.
 """
 
 import math
@@ -12,6 +13,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from metrics import classifier
 from metrics.quality import QualityMonitor
 from models.steps import StepRoutine
 
@@ -55,11 +57,25 @@ def at_judging(happen: Callable[[Any, Any], None]) -> None:
     QualityMonitor.draw = hook  # type: ignore[method-assign]  # that is the fault
 
 
+def at_classifier(happen: Callable[[Any, Any], None]) -> None:
+    usual = classifier.jitter
+    done: list[int] = []
+
+    def hook(masks: Any, generator: Any) -> Any:
+        done.append(1)
+        if len(done) == 60:
+            happen(None, None)
+        os.write(1, b"LEARNED\n")
+        return usual(masks, generator)
+
+    classifier.jitter = hook  # that is the fault
+
+
 def main() -> None:
     fault, rank, step, stage = sys.argv[1:5]
 
     def happen(trainer: Any, batch: Any) -> None:
-        if rank not in ("all", str(trainer.global_rank)):
+        if trainer and rank not in ("all", str(trainer.global_rank)):  # only the first process trains a classifier
             return
         print(f"FAULT {time.time()}", flush=True)
         if fault == "nan":
@@ -69,6 +85,8 @@ def main() -> None:
 
     if step == "judging":
         at_judging(happen)
+    elif step == "classifier":
+        at_classifier(happen)
     else:
         at_step(int(step), happen)
     if stage == "1":

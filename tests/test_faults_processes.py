@@ -198,6 +198,16 @@ def test_a_signal_while_two_processes_judge_samples_is_heeded_before_the_next_ba
         same_training(judged / name, tmp_path / "run" / name)
 
 
+def test_a_signal_while_a_classifier_is_trained_is_heeded_before_it_is_done(stage_1: str, tmp_path: Path) -> None:
+    ended = Ended(tmp_path, "term", "0", "--autoencoder", stage_1, *TWO, step="classifier", stage=2)
+    assert ended.code == 143, ended.said
+    assert not ended.left_over
+    assert ended.seconds < 10
+    assert ended.said.count("LEARNED\n") == 100  # of 120
+    assert step_of(tmp_path) == 4
+    assert not (tmp_path / "run" / "classifier.pt").exists()
+
+
 def test_a_taken_port_is_refused_before_anything_begins(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])

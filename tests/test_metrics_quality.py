@@ -2,6 +2,7 @@
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 from test_metrics_evaluate import Same, bars
@@ -18,6 +19,8 @@ def test_the_real_masks_beside_the_samples_are_drawn_from_all_kinds(tmp_path: Pa
         Prompted(by_kind, training.prompts), Prompted(real, held_out.prompts), num=100, seed=0, folder=tmp_path
     )
     module = SimpleNamespace(autoencoder=Same())
+    alone: Any = SimpleNamespace(is_global_zero=True, strategy=SimpleNamespace(broadcast=lambda value: value))
+    monitor.prepare(alone, module)
     numbers = monitor.judge(module, real[:100], held_out.prompts[:100], list(range(100)), 1)
     assert monitor.yardstick is not None
     one_kind = monitor.yardstick.frechet(by_kind[:100])
