@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WORDS = 4
 """Words of a caption of geometry."""
+FURTHER = 0x9E3779B1
+"""From one try's seed to the next one's; torch's CPU generators see only 32 bits of a seed."""
 DOUBT = 1e-4
 """Distance from the threshold within which a pixel is drawn again: rounding moves a probability by some 1e-6."""
 
@@ -164,8 +166,8 @@ def followed(
 ) -> list[Tensor]:
     """The best of up to ``tries`` masks for each prompt: that with most words of its caption right, else the first.
 
-    ``once(rows, seeds)`` draws these rows' probabilities [C,H,W]. Try j of a mask has its seed + j * 2^32. Prompts that
-    are no captions of geometry are drawn once.
+    ``once(rows, seeds)`` draws these rows' probabilities [C,H,W]; each try has another seed. Prompts that are no
+    captions of geometry are drawn once.
     """
     masks = list(once(range(len(prompts)), seeds))
     if tries == 1:
@@ -181,7 +183,7 @@ def followed(
         rows = [row for row, words in best.items() if words < WORDS]
         if not rows:
             break
-        again = once(rows, [seeds[row] + (j << 32) for row in rows])
+        again = once(rows, [(seeds[row] + j * FURTHER) % 2**32 for row in rows])
         for row, p, words in zip(rows, again, right(rows, again).values(), strict=True):
             if words > best[row]:
                 masks[row], best[row] = p, words

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from configs.checks import ConfigError
 from configs.generate_cfg import GenerateCfg
-from scripts.seeded import check_tries, followed
+from scripts.seeded import check_tries, followed, streams
 
 ASKED = "one small round blob, top"
 SIZE = 32
@@ -25,11 +25,14 @@ RIGHT, PLACE_WRONG, ALL_WRONG = box(4, 14, 4), box(26, 14, 4), torch.cat([box(0,
 
 def from_table(table: dict[int, list[Tensor]], asked: list[list[int]]) -> object:
     """Draws row ``r`` for the j-th time from ``table[r][j]``; a row's seed is its number."""
+    noises: list[Tensor] = []
 
     def once(rows: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
-        assert [seed % 2**32 for seed in seeds] == list(rows)
+        noise = streams(seeds)(torch.empty(len(rows), 3))
+        assert not any((noise[i] == old).all() for i in range(len(rows)) for old in noises)  # never the same noise
+        noises.extend(noise)
         asked.append(list(rows))
-        return [table[row][seed >> 32] for row, seed in zip(rows, seeds, strict=True)]
+        return [table[row][sum(row in earlier for earlier in asked) - 1] for row in rows]
 
     return once
 
