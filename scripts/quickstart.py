@@ -56,13 +56,17 @@ def quickstart(cfg: QuickstartCfg) -> Path:
 
     from trainer import train_stage_1, train_stage_2  # after what can be refused: Lightning takes seconds to import
 
-    print(f"== 2 of 4: stage 1, for {stage_1.train.max_minutes:.1f} minutes", flush=True)
-    train_stage_1(replace(stage_1, train=replace(stage_1.train, run_dir=str(out / "stage1"))), "quickstart")
+    if stage_1 is None:
+        print(f"== 2 of 4: stage 1 is that of {stage_2.init}, which comes with the project", flush=True)
+    else:
+        print(f"== 2 of 4: stage 1, for {stage_1.train.max_minutes:.1f} minutes", flush=True)
+        train_stage_1(replace(stage_1, train=replace(stage_1.train, run_dir=str(out / "stage1"))), "quickstart")
+        stage_2 = replace(stage_2, autoencoder=str(out / "stage1" / "last.ckpt"))
     left = (STAGE_1 + STAGE_2) * cfg.minutes - (time.monotonic() - began) / 60
     left = max(left, STAGE_2 * cfg.minutes / 2)  # however long the start took
     print(f"== 3 of 4: stage 2, for {left:.1f} minutes", flush=True)
     train_2 = replace(stage_2.train, run_dir=str(out / "stage2"), max_minutes=left)
-    train_stage_2(replace(stage_2, autoencoder=str(out / "stage1" / "last.ckpt"), train=train_2), "quickstart")
+    train_stage_2(replace(stage_2, train=train_2), "quickstart")
     print("== 4 of 4: masks in 1, 4 and 32 steps", flush=True)
     checkpoint = out / "stage2" / "last.ckpt"
     judge_and_draw(checkpoint, prompts, out)
@@ -85,7 +89,7 @@ def free_folder(name: str) -> Path:
     return out
 
 
-def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg, Stage2Cfg, list[str]]:
+def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg | None, Stage2Cfg, list[str]]:
     """The configs that the rules give and all prompts, after a folder without captions got some; prints the choice."""
     import numpy as np
 
@@ -100,7 +104,7 @@ def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg, Stage2Cfg, list
     stage_1, stage_2 = own_masks(cfg.data, facts, cfg.minutes)
     listed = [item.listed for item in found.fitted]
     if not any(item.captioned for item in listed):
-        caption(CaptionMasksCfg(cfg.data, stage_1.data.image_size))
+        caption(CaptionMasksCfg(cfg.data, stage_2.data.image_size))
         listed, _, _ = list_images(found.root, "")
     prompts = [item.prompt if item.captioned else source.default_prompt for item in listed]
     count_tokens = TextEncoder(stage_2.text).count_tokens
@@ -108,11 +112,15 @@ def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg, Stage2Cfg, list
     facts = replace(facts, tokens=tokens, from_geometry=are_captions(prompts))
     stage_1, stage_2 = own_masks(cfg.data, facts, cfg.minutes)
     crisp = ", ".join(f"{share:.0%} at {size}" for size, share in facts.crisp.items())
-    data = stage_1.data
+    data, network = stage_2.data, f"the networks of {stage_2.init} to begin with"
+    if stage_1 is not None:
+        network = (
+            f"shrunk by {stage_1.autoencoder.factor}, a network of width {stage_2.backbone.width}, "
+            f"{stage_2.text.max_tokens} tokens"
+        )
     print(
         f"chosen: {data.image_size} pixels (masks that stay crisp: {crisp}), {data.augment.versions} versions of each, "
-        f"shrunk by {stage_1.autoencoder.factor}, batches of {data.batch_size}, a network of width "
-        f"{stage_2.backbone.width}, {stage_2.text.max_tokens} tokens", flush=True,
+        f"batches of {data.batch_size}, {network}", flush=True,
     )  # fmt: skip
     return stage_1, stage_2, prompts
 

@@ -1,18 +1,22 @@
 """500 masks without captions, as a user might bring: ``python -m tests.own_masks FOLDER``.
 
 300 drawings of one to five pieces (disks, ellipses, boxes, triangles, stars, rings, smoothed noise), 96 to 160 pixels,
-and 200 icons of one set (Health Icons). What ``scripts.quickstart --data FOLDER`` makes of them: docs/results.md.
+and 200 symbols of the font DejaVu Sans. No model here was trained on either. What ``scripts.quickstart --data FOLDER``
+makes of them: docs/results.md.
 """
 
 import sys
 from pathlib import Path
 
 import cv2
+import matplotlib
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
-SHAPES, ICONS, SET = 300, 200, "healthicons"
+SHAPES, SYMBOLS = 300, 200
+CODES = (*range(0x2600, 0x27C0), *range(0x1F600, 0x1F650))
+"""Unicode's miscellaneous symbols, dingbats and faces, as far as the font has them."""
 
 
 def polygon(radii: list[float], turn: float) -> np.ndarray:
@@ -68,18 +72,37 @@ def drawing(draw: np.random.Generator) -> np.ndarray:
     return plane
 
 
+def font() -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf"), 96)
+
+
+def symbols() -> list[int]:
+    """Codes of ``CODES`` that the font has."""
+    missing = font().getmask("\uffff").getbbox()
+    return [code for code in CODES if font().getmask(chr(code)).getbbox() not in (None, missing)]
+
+
+def symbol(character: str) -> np.ndarray:
+    """A character in the middle of a square, [S,S] of 0/1."""
+    image = Image.new("L", (160, 160))
+    ImageDraw.Draw(image).text((80, 80), character, 255, font(), "mm")
+    left, top, right, bottom = image.getbbox()
+    side = int(1.1 * max(right - left, bottom - top))
+    plane = np.zeros((side, side), np.uint8)
+    y, x = (side - (bottom - top)) // 2, (side - (right - left)) // 2
+    plane[y : y + bottom - top, x : x + right - left] = np.asarray(image)[top:bottom, left:right] > 127
+    return plane
+
+
 def main(folder: str) -> None:
     out = Path(folder)
     out.mkdir(parents=True)
     draw = np.random.default_rng(0)
     for i in range(SHAPES):
         Image.fromarray(drawing(draw) * 255).save(out / f"drawing-{i:03d}.png")
-    icons = np.load(Path(__file__).parent.parent / "data" / "icons64.npz")
-    mine = np.flatnonzero(icons["source"] == SET)
-    for i, k in enumerate(draw.choice(mine, ICONS, replace=False)):
-        plane = np.unpackbits(icons["bits"][k], axis=1)
-        Image.fromarray(plane * 255).save(out / f"icon-{i:03d}.png")
-    print(f"{SHAPES + ICONS} masks: {out}")
+    for i, code in enumerate(draw.choice(symbols(), SYMBOLS, replace=False)):
+        Image.fromarray(symbol(chr(code)) * 255).save(out / f"symbol-{i:03d}.png")
+    print(f"{SHAPES + SYMBOLS} masks: {out}")
 
 
 if __name__ == "__main__":

@@ -22,16 +22,16 @@ ROOT = Path(__file__).parents[1]
     ("facts", "expected"),
     [  # image size, factor, latent channels, batch, width, tokens
         (Facts(450, {32: 0.95}, 9, False), (32, 4, 4, 64, 64, 16)),
-        (Facts(450, {32: 0.89}, 17, False), (64, 8, 8, 64, 64, 32)),
+        (Facts(450, {32: 0.95}, 9, False, from_geometry=True), (32, 4, 4, 128, 64, 16)),
         (Facts(3, {32: 1.0}, 33, False), (32, 4, 4, 16, 64, 64)),
         (Facts(10**6, {32: 1.0}, 300, False), (32, 4, 4, 128, 64, 64)),
         (Facts(512, {32: 1.0, 64: 1.0}, 16, True), (32, 2, 4, 128, 96, 16)),
-        (Facts(511, {32: 0.0, 64: 0.9}, 16, True), (64, 4, 4, 64, 96, 16)),
         (Facts(10**6, {32: 0.0, 64: 0.0}, 16, True), (128, 8, 8, 512, 96, 16)),
     ],
 )
 def test_the_rules_are_those_of_their_docstring(facts: Facts, expected: tuple[int, ...]) -> None:
     stage_1, stage_2 = own_masks("masks", facts, 20.0)
+    assert stage_1 is not None
     size = stage_1.data.image_size
     assert (
         size, stage_1.autoencoder.factor, stage_1.autoencoder.latent_channels, stage_1.data.batch_size,
@@ -43,6 +43,21 @@ def test_the_rules_are_those_of_their_docstring(facts: Facts, expected: tuple[in
     assert stage_2.data == stage_1.data
     assert (stage_1.train.max_minutes, stage_2.train.max_minutes) == (pytest.approx(4), pytest.approx(14))
     assert stage_2.sampler == TRAJECTORY
+    assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
+
+
+@pytest.mark.parametrize(("facts", "batch", "versions"), [
+    (Facts(450, {32: 0.89}, 17, False), 64, 1),
+    (Facts(100, {32: 0.89}, 17, False, from_geometry=True), 64, 24),
+    (Facts(4096, {32: 0.0, 64: 0.9}, 16, True, from_geometry=True), 512, 2),
+])  # fmt: skip
+def test_at_64_pixels_both_stages_of_icons_are_the_beginning(facts: Facts, batch: int, versions: int) -> None:
+    stage_1, stage_2 = own_masks("masks", facts, 20.0)
+    assert stage_1 is None
+    assert (stage_2.init, stage_2.autoencoder) == ("icons", "auto")
+    assert stage_2.data.image_size == 64
+    assert (stage_2.data.batch_size, stage_2.data.augment.versions) == (batch, versions)
+    assert stage_2.train.max_minutes == pytest.approx(18)
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
 
 
