@@ -49,15 +49,16 @@ class UNetCfg(BackboneCfg):
     attention_sizes: tuple[int, ...] = (4, 8, 16)
     """Latent sizes at which the blocks attend to each other and to the prompt."""
     resample: Literal["wavelet", "conv"] = "wavelet"
-    """wavelet: gated Haar bands; conv: ordinary convolutions in their place, for comparison."""
+    """wavelet: Haar bands; conv: ordinary convolutions in their place, for comparison."""
     gate: Literal["concat", "sum"] = "concat"
     """How the gated bands come together on the way down (sum: Spectral Diffusion's form)."""
-    gates: bool = True
-    """Time and features gate the wavelet bands; off: the bands are only mixed, which any strided convolution can do."""
-    band_skips: bool = True
-    """The high bands of the way down enter the inverse transforms of the way up."""
+    gates: bool = False
+    """Time and features gate the wavelet bands; off: the bands are only mixed, which is as good and faster."""
+    band_skips: bool = False
+    """The high bands of the way down enter the inverse transforms of the way up; the same holds for them."""
     conv_kernel: Literal[2, 3] = 3
-    """For resample conv: with 3 the network has the wavelet one's parameters, with 2 its operations (within 1 %)."""
+    """For resample conv: with 2 the network has the plain wavelet one's parameters and operations, with 3 the
+    parameters (within 1 %) of one with gates and band skips."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -143,9 +143,9 @@ def late() -> dict[str, Entrant]:
 
 
 def networks() -> dict[str, Entrant]:
-    """Wavelet UNet (with all parts, and without), convolutional UNet and DiT under the same objective."""
+    """Wavelet UNet (with gates and band skips, and without), convolutional UNet and DiT under the same objective."""
     base, stage_1 = stage2_animals_tiny(), stage1_animals()
-    unet = SMALL_UNET
+    unet = replace(SMALL_UNET, gates=True, band_skips=True)
     nets: dict[str, Backbone] = {
         "wavelet": unet,
         "conv-equal-parameters": replace(unet, resample="conv", conv_kernel=3),

@@ -105,7 +105,7 @@ def test_overrides_and_kinds_from_the_command_line() -> None:
     ("argv", "backbone"),
     [
         ("--backbone.width 96", replace(STAGE_2["animals-tiny"]().backbone, width=96)),
-        ("backbone:unet --backbone.gates False", replace(STAGE_2["animals-tiny"]().backbone, gates=False)),
+        ("backbone:unet --backbone.gates True", replace(STAGE_2["animals-tiny"]().backbone, gates=True)),
         ("--backbone.conv-kernel 2 sampler:ddim", replace(STAGE_2["animals-tiny"]().backbone, conv_kernel=2)),
         ("backbone:dit", DiTCfg()),
         ("--train.seed 1 backbone:dit --backbone.width 128", DiTCfg(width=128)),

@@ -39,9 +39,9 @@ VARIANTS: list[BackboneCfg] = [
     *(replace(cfg, guidance_input=True) for cfg in KINDS),
     replace(UNET, resample="conv"),
     replace(UNET, resample="conv", conv_kernel=2),
-    replace(UNET, gate="sum"),
-    replace(UNET, gates=False),
-    replace(UNET, band_skips=False),
+    replace(UNET, gates=True, band_skips=True),
+    replace(UNET, gate="sum", gates=True),
+    replace(UNET, band_skips=True),
     DiTCfg(width=32, depth=1, patch_size=4, patch="wavelet"),
 ]
 

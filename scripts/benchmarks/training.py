@@ -54,23 +54,28 @@ class Setting:
 
 
 def layers(setting: Setting, report: Report) -> None:
-    """Wavelet resampling beside convolutions of as many channels, forward and backward."""
+    """Wavelet resampling, plain and with gates and band skips, beside convolutions of as many channels."""
     report.title("Wavelet down and up / stride-2 convolution and nearest neighbour + convolution, forward and backward")
     channels, rows, emb = 64, 32, 256
     for size in (8, 16, 32, 64):
         for dtype in (torch.float32, torch.bfloat16):
             name = "fp32" if dtype == torch.float32 else "bf16"
-            for kind, wavelet, conv in (
-                ("down", WaveletDown(channels, emb), ConvDown(channels)),
-                ("up", WaveletUp(channels, channels, emb), ConvUp(channels, channels)),
-            ):
+            layers = {
+                "down": (WaveletDown(channels, emb, gates=False), WaveletDown(channels, emb), ConvDown(channels)),
+                "up": (
+                    WaveletUp(channels, channels, emb, gates=False, band_skips=False),
+                    WaveletUp(channels, channels, emb), ConvUp(channels, channels),
+                ),
+            }  # fmt: skip
+            for kind, kinds in layers.items():
                 half = size // 2 if kind == "up" else size
                 runs = {
                     key: layer_run(layer, rows, channels, half, emb, dtype, setting.device)
-                    for key, layer in (("wavelet", wavelet), ("conv", conv))
+                    for key, layer in zip(("wavelet", "gated", "conv"), kinds, strict=True)
                 }
                 times = interleaved(runs, setting.cfg.rounds)
                 report.ratio(f"wavelet_{kind}_{size}_{name}", times["wavelet"], times["conv"], "<= 1")
+                report.ratio(f"gated_wavelet_{kind}_{size}_{name}", times["gated"], times["conv"])
 
 
 def layer_run(
