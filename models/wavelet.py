@@ -82,12 +82,15 @@ class WaveletDown(nn.Module):
         super().__init__()
         self.gate = BandGate(channels, emb_channels, channels) if gates else None
         self.mix: nn.Conv2d | None = None
+        self.basis: Tensor
         if mode == "concat":
             self.mix = nn.Conv2d(4 * channels, channels, 1)
             nn.init.zeros_(self.mix.weight)
             nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]  # a Conv2d made with a bias has one
             with torch.no_grad():
                 self.mix.weight[:, :channels, 0, 0] = torch.eye(channels)
+            basis = inverse_haar(times_ll(torch.eye(4)[..., None, None], 0.5, dim=1))  # [4,1,2,2], one filter a band
+            self.register_buffer("basis", basis, persistent=False)
         elif self.gate is None:
             raise ValueError("the sum of ungated bands is twice the top-left pixel; gate them, or use mode 'concat'")
         else:
@@ -97,7 +100,8 @@ class WaveletDown(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x [B,C,H,W], emb [B,E] -> [B,C,H/2,W/2]."""
         if self.gate is None and self.mix is not None:
-            return F.conv2d(x, inverse_haar(times_ll(self.mix.weight, 0.5, dim=1)), self.mix.bias, stride=2)
+            by_band = self.mix.weight.unflatten(1, (4, -1))  # [C,4,C,1,1]
+            return F.conv2d(x, (by_band * self.basis).sum(1), self.mix.bias, stride=2)  # a filter of pixels, [C,C,2,2]
         gated = times_ll(haar(x), 0.5, dim=1)
         if self.gate is not None:
             gated = gated * self.gate(x, emb)
