@@ -33,7 +33,10 @@ LONG_TRAJECTORY = TrajectoryCfg(
 )
 LONG_EMA = EMACfg(0.9995, 0.999)
 SMALL_UNET = UNetCfg(width=64, multipliers=(1, 2), blocks=2, attention_sizes=(4,))
-ICON_UNET = UNetCfg(width=64, multipliers=(1, 2, 2), blocks=1, attention_sizes=(8, 4))
+# with gates and band skips, as the models that come with the project were trained
+ICON_UNET = UNetCfg(
+    width=64, multipliers=(1, 2, 2), blocks=1, attention_sizes=(8, 4), gates=True, band_skips=True
+)  # fmt: skip
 
 
 def stage1_animals_tiny() -> Stage1Cfg:
@@ -96,6 +99,7 @@ def stage2_animals() -> Stage2Cfg:
     """32x32 silhouettes of ten animals, trained longer: minutes on a GPU."""
     return replace(
         stage2_animals_tiny(),
+        backbone=replace(SMALL_UNET, gates=True, band_skips=True),
         data=replace(ANIMALS, batch_size=512),
         sampler=LONG_TRAJECTORY,
         optim=OptimCfg(lr=1.5e-3, warmup_steps=200),
