@@ -75,6 +75,6 @@ def test_a_training_has_the_versions_and_judges_by_the_masks_as_they_are() -> No
 @pytest.mark.parametrize("wrong", [{"channels": 3}, {"source": ShardSource()}])
 def test_what_has_no_versions_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="versions"):
-        DataCfg(augment=AugmentCfg(versions=2), **wrong)  # type: ignore[arg-type]
+        DataCfg(augment=AugmentCfg(versions=2), **wrong)  # type: ignore[arg-type]  # of the right types
     with pytest.raises(ConfigError, match="versions"):
         AugmentCfg(versions=0)
