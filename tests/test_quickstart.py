@@ -6,14 +6,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from configs.checks import ConfigError
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import TRAJECTORY
 from configs.quickstart_cfg import Facts, QuickstartCfg, own_masks
+from configs.shipped import checkpoint_path
+from data.fit import fit_masks
 from scripts import quickstart
+from scripts.mask_model import load_mask_model
 from tests.data_fixtures import write_mask
+from tests.own_masks import drawing
 
 ROOT = Path(__file__).parents[1]
 
@@ -59,6 +64,17 @@ def test_at_64_pixels_both_stages_of_icons_are_the_beginning(facts: Facts, batch
     assert (stage_2.data.batch_size, stage_2.data.augment.versions) == (batch, versions)
     assert stage_2.train.max_minutes == pytest.approx(18)
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
+
+
+def test_the_autoencoder_of_icons_rebuilds_drawings_that_it_never_saw() -> None:
+    """Why the rules trust it at 64 pixels (IoU 0.998)."""
+    draw, model = np.random.default_rng(0), load_mask_model(checkpoint_path("icons"))
+    masks = np.concatenate([fit_masks(drawing(draw)[None], 64) for _ in range(24)])
+    x = torch.from_numpy(masks)[:, None].float()
+    with torch.inference_mode():
+        rebuilt = (model.autoencoder.to_pixels(model.autoencoder.to_latent(x)) > 0).numpy()[:, 0]
+    both, either = (rebuilt & (masks > 0)).sum((1, 2)), (rebuilt | (masks > 0)).sum((1, 2))
+    assert (both / either).mean() > 0.995
 
 
 def test_a_mask_is_crisp_where_shrinking_and_enlarging_keeps_it() -> None:
