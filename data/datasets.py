@@ -104,6 +104,7 @@ class LatentDataset(_BatchDataset):
         if len(self.moments) > 1:
             variant += uniform(self.seed, epochs, indices, FLIP) < self.hflip
         index = torch.from_numpy(indices.copy())
-        where = self.moments.device
-        moments = self.moments[torch.from_numpy(variant).to(where), index.to(where)]
+        where, on_gpu = self.moments.device, self.moments.is_cuda  # whose unfinished work need not be waited for
+        places = (value.to(where, non_blocking=on_gpu) for value in (torch.from_numpy(variant), index))
+        moments = self.moments[tuple(places)]
         return {"moments": moments, "prompt": [self.prompts[i] for i in indices], "index": index}

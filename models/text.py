@@ -116,6 +116,7 @@ class TextEncoder:
         self.cfg = cfg
         self.cache_size = cache_size
         self.cache: dict[str, tuple[int, int]] = {}  # prompt -> its first row of states, and how many
+        self.padded = False  # one shape for all batches, for networks that are compiled or recorded
         self._warned = False
         self.model = _load_encoder(locate_encoder(cfg.encoder), cfg.encoder in PACKAGED)
         self.features: int = self.model.features
@@ -126,17 +127,22 @@ class TextEncoder:
         return torch.zeros(1, self.features, dtype=torch.float16)
 
     def __call__(self, prompts: list[str], device: torch.device | str = "cpu") -> Condition:
-        """Prompts (any text; blank means nothing said) -> Condition with B rows, padded to the longest of them."""
+        """Prompts (any text; blank means nothing said) -> Condition with B rows of as many tokens as the longest has.
+
+        With ``padded`` they are max_tokens, whatever the prompts.
+        """
         missing = [p for p in dict.fromkeys(prompts) if p not in self.cache]
         if missing and len(self.cache) + len(missing) > self.cache_size:
             self.cache, self.states, missing = {}, self._nothing(), list(dict.fromkeys(prompts))
         self._fill(missing)
         self.states = self.states.to(device)
         start, count = torch.tensor([self.cache[p] for p in prompts], dtype=torch.long).reshape(-1, 2, 1).unbind(1)
-        place = torch.arange(max(1, int(count.max()) if prompts else 1))
+        longest = self.cfg.max_tokens if self.padded else int(count.max()) if prompts else 1
+        place = torch.arange(max(1, longest))
         keep = place < count  # [B,L]
-        rows = torch.where(keep, start + place, 0).to(device)
-        return Condition(self.states[rows].float(), keep.to(device))
+        on_gpu = self.states.is_cuda  # whose unfinished work need not be waited for
+        rows, keep = (value.to(device, non_blocking=on_gpu) for value in (torch.where(keep, start + place, 0), keep))
+        return Condition(self.states[rows].float(), keep)
 
     @torch.inference_mode()
     @torch.autocast("cpu", enabled=False)  # features must not depend on whether a training or a preview asks first

@@ -13,7 +13,7 @@ from configs.sampler_cfg import FlowMapCfg
 from samplers.base import START, Targets, When
 from samplers.flow import FlowMatching, interpolate
 from samplers.guidance import Asked, Guidance, Guided, RowGuided, mix
-from samplers.net import Net, spread, time_dtype
+from samplers.net import Net, beside, spread, time_dtype
 
 SHORTEST_LOG_JUMP = 1 / 64
 END_SLACK = 1e-6
@@ -83,7 +83,7 @@ class FlowMap(FlowMatching):
         jumps, u, parts = self.consistency(x1[:rows], noise[:rows], cond[:rows], teacher, when)
         gain = self.gain(jumps, when)
         x_flow, t_flow, velocity = self.flow_rows(x1[rows:], noise[rows:], cond[rows:])
-        t, dt = (value.to(t_flow.dtype).to(x1.device) for value in (jumps.t, jumps.dt))
+        t, dt = (beside(value.to(t_flow.dtype), x1) for value in (jumps.t, jumps.dt))
         # Whatever the rounding of ``rows``, this loss is share * mean(consistency) + (1 - share) * mean(flow).
         on_consistency = self.cfg.consistency_weight * gain * share * batch / rows
         on_flow = (1 - share) * batch / (batch - rows)
@@ -95,7 +95,7 @@ class FlowMap(FlowMatching):
             y=torch.cat([u.to(x1.dtype), velocity]),
             weight=torch.cat([torch.full_like(t, on_consistency), torch.full_like(t_flow, on_flow)]),
             parts={**parts, "flow": slice(rows, batch)},
-            ends=self.ends(jumps, x1.device),
+            ends=self.ends(jumps, x1),
             end_weight=self.cfg.perceptual_weight,
             gain=None if gain == 1 else torch.cat([torch.full_like(t, gain), torch.ones_like(t_flow)]),
             power=None if self.cfg.flow_power is None else self.powers(torch.cat([t, t_flow]), rows),
@@ -108,11 +108,11 @@ class FlowMap(FlowMatching):
         jumps, parts = self.jumps(x1, noise, cond, when)
         return jumps, self.average_velocity(jumps, teacher, when), parts
 
-    def ends(self, jumps: Jumps, device: torch.device) -> Tensor | None:
+    def ends(self, jumps: Jumps, x: Tensor) -> Tensor | None:
         """Rows whose step reaches the end of the path, where the loss is to look at what was reached."""
         if self.cfg.perceptual_weight == 0:
             return None
-        return (jumps.t + jumps.dt > 1 - END_SLACK).nonzero().flatten().to(device)
+        return beside((jumps.t + jumps.dt > 1 - END_SLACK).nonzero().flatten(), x)
 
     def powers(self, like: Tensor, rows: int) -> Tensor:
         """[B] power of the adaptive weight where the first ``rows`` rows are consistency rows."""
@@ -124,7 +124,7 @@ class FlowMap(FlowMatching):
         """Consistency rows, and the rows of each step length that are reported apart."""
         t, dt, parts = self.lengths(len(x1), when)
         guidance, cond = self.strengths(x1, cond)
-        x_t = interpolate(noise, x1, t.to(time_dtype(x1)).to(x1.device))
+        x_t = interpolate(noise, x1, beside(t.to(time_dtype(x1)), x1))
         return Jumps(x_t, t, dt, x1 - noise, cond, guidance), parts
 
     def strengths(self, x: Tensor, cond: Any) -> tuple[float | Tensor, Any]:
@@ -167,8 +167,8 @@ class FlowMap(FlowMatching):
     def ask(self, teacher: Net, x: Tensor, t: Tensor, dt: Tensor, jumps: Jumps) -> Tensor:
         """The teacher's answers [B,C,h,w] for ``t`` and ``dt`` (float64 [B] on the CPU), guided where dt is 0."""
         velocities = (dt == 0).nonzero().flatten()
-        t, dt = (value.to(time_dtype(x)).to(x.device) for value in (t, dt))
-        guided = RowGuided(teacher, jumps.guidance, velocities.to(x.device))
+        t, dt = (beside(value.to(time_dtype(x)), x) for value in (t, dt))
+        guided = RowGuided(teacher, jumps.guidance, beside(velocities, x))
         return guided(x, t, dt, jumps.cond).to(x.dtype)
 
     def guided_velocity(self, teacher: Net, jumps: Jumps, data: float) -> Tensor:
@@ -179,7 +179,7 @@ class FlowMap(FlowMatching):
         x, guidance = jumps.x_t, jumps.guidance
         if data == 1 and not isinstance(guidance, Tensor) and guidance == 1:
             return jumps.velocity
-        t = jumps.t.to(time_dtype(x)).to(x.device)
+        t = beside(jumps.t.to(time_dtype(x)), x)
         dt = torch.zeros_like(t)
         if isinstance(guidance, Tensor) or guidance != 1:
             cond = jumps.cond.guided(1.0) if isinstance(guidance, Tensor) else jumps.cond

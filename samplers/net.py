@@ -42,9 +42,14 @@ class Cond(Protocol):
     def concat(self: C, other: C) -> C: ...
 
 
+def beside(value: Tensor, x: Tensor) -> Tensor:
+    """``value`` on the device of ``x``, without waiting for what a GPU has yet to do."""
+    return value.to(x.device, non_blocking=x.is_cuda)
+
+
 def spread(value: Tensor, x: Tensor) -> Tensor:
     """[B] -> [B,1,1,1], in the dtype and on the device of ``x`` [B,C,h,w]."""
-    return value.to(x.dtype).to(x.device).view(-1, *[1] * (x.ndim - 1))
+    return beside(value.to(x.dtype), x).view(-1, *[1] * (x.ndim - 1))
 
 
 def filled(value: float, x: Tensor) -> Tensor:

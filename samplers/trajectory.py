@@ -16,7 +16,7 @@ from torch import Tensor
 from configs.sampler_cfg import SamplerCfg, TrajectoryCfg
 from samplers.base import When
 from samplers.flow_map import FlowMap, Jumps
-from samplers.net import Net, spread
+from samplers.net import Net, beside, spread
 
 
 class Trajectory(FlowMap):
@@ -47,8 +47,8 @@ class Trajectory(FlowMap):
         last = torch.maximum(((t + dt) * nodes).round().long(), first + 1)
         own = torch.arange(rows) % paths
         t, dt = times[first, own], times[last, own] - times[first, own]
-        row = own.to(noise.device)
-        x_t, end = (path[node.to(noise.device), row] for node in (first, last))
+        row = beside(own, noise)
+        x_t, end = (path[beside(node, noise), row] for node in (first, last))
         jumps = Jumps(
             x_t, t, dt, (path[-1] - path[0])[row], asked[row],
             guidance[row] if isinstance(guidance, Tensor) else guidance,
