@@ -40,8 +40,10 @@ from metrics.quality import Prompted, QualityMonitor
 from metrics.run_report import report_if_possible
 from metrics.trackers import build_loggers, close, require_packages
 from models.checkpoint import CheckpointError, whole
+from models.cuda_graphs import replay_calls, require_one_gpu
 from models.export import KEY
 from models.hardware import (
+    compile_networks,
     first_device,
     low_precision,
     precision_for,
@@ -161,6 +163,8 @@ def finish(trainer: L.Trainer, module: Any, data: MaskDataModule, run_dir: Path,
         return
     if isinstance(module, AutoencoderModule):
         images = data.train_set.images
+        if not isinstance(trainer.strategy, SharedOut):
+            module.to(trainer.strategy.root_device)  # Lightning has put it back into the processor's memory
         with low_precision(module.cfg.train):
             module.measure_latents(to_tensor(images[start : start + 256]) for start in range(0, len(images), 256))
     module.complete = True
@@ -181,6 +185,7 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
     module = AutoencoderModule(cfg, data_fingerprint(cfg.data))
     pixels = torch.rand(cfg.data.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     set_memory_format(module, module.vae.encoder, (pixels,), cfg.train)
+    compile_networks([module.vae.encoder, module.vae.decoder], cfg.train)
     extra: list[Callback] = [ReconstructionMonitor()]
     monitor, mode = ("val/iou", "max") if cfg.data.channels == 1 else ("val/loss", "min")
     trainer = build_trainer(cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, cfg.data.batch_size, extra)
@@ -286,6 +291,7 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule, folder: Path) -
 
 def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     """Train the diffusion network on a finished stage 1; returns the run folder."""
+    require_one_gpu(cfg.train)
     resume = find_resume(cfg, "diffusion")
     source = None
     if resume is None:
@@ -303,6 +309,9 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
         print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
     set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
     cache_latents(module, data, Path(cfg.train.runs) / "latents")
+    compile_networks([module.net, module.teacher], cfg.train)
+    replay_calls([module.net, module.teacher], cfg.train)
+    module.encode_text.padded = cfg.train.compile or cfg.train.cuda_graphs
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
     monitor = "val/loss"
     if cfg.train.quality and cfg.data.channels == 1 and len(data.val_set) > 1:

@@ -64,6 +64,12 @@ class TrainerCfg:
     """auto: bf16 where this CPU or GPU is fast at it, else fp32."""
     channels_last: Literal["auto", "on", "off"] = "auto"
     """Memory format of the convolutions; auto takes the faster one."""
+    compile: bool = False
+    """torch.compile the networks: a minute or more at the start, faster steps from then on; needs a compiler (a C++ one
+    for the CPU, Triton for a GPU). Other rounding, so such a training is not bit by bit one without it."""
+    cuda_graphs: bool = False
+    """Stage 2 on one GPU: record the networks' work once and start it as a whole from then on, which helps where small
+    networks leave the GPU waiting for the processor. Takes memory for each shape of batch."""
     seed: int = 0
     """Decides the weights at the start, the order of the data, noise and times."""
     runs: str = "runs"
@@ -106,6 +112,10 @@ class TrainerCfg:
                 f"False where train.strategy is {self.strategy!r}: only fsdp and hybrid share weights out")
         require(not shared_out or self.channels_last != "on", "train.channels_last", self.channels_last,
                 "auto or off where weights are shared out (train.strategy fsdp and hybrid)")
+        require(not shared_out or not self.compile, "train.compile", self.compile,
+                f"False where weights are shared out (train.strategy {self.strategy!r})")
+        require(not (self.cuda_graphs and (self.compile or self.accumulate > 1)), "train.cuda_graphs", self.cuda_graphs,
+                "False where train.compile is True or train.accumulate above 1")
         one_of("train.precision", self.precision, PRECISIONS)
         for tracker in self.trackers:
             one_of("train.trackers", tracker, TRACKERS)

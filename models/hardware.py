@@ -121,3 +121,23 @@ def set_memory_format(module: nn.Module, net: nn.Module, inputs: tuple[Any, ...]
     choice = "off" if cfg.strategy in ("fsdp", "hybrid") else cfg.channels_last  # fully_shard takes no other layout
     layout = faster_format(choice, net.to(device), there, precision_for(cfg) == "bf16-mixed")
     module.to("cpu").to(memory_format=layout)
+
+
+def compile_networks(networks: list[nn.Module], cfg: TrainerCfg) -> None:
+    """Let torch.compile make one kernel of what it can, if ``cfg.compile``; done at the networks' first call.
+
+    Raises:
+        ConfigError: nothing can be compiled for this device here.
+    """
+    if not cfg.compile:
+        return
+    device = first_device(cfg)
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
+    except Exception as reason:  # whatever a missing or broken compiler raises, through several layers of torch
+        raise ConfigError(
+            f"train.compile is True, but torch cannot compile for {device.type} here ({str(reason).splitlines()[0]}): "
+            "install a C++ compiler (on a GPU, Triton), or leave train.compile False"
+        ) from None
+    for net in networks:
+        net.compile()
