@@ -19,6 +19,9 @@ class TextCfg:
     """Longer prompts are cut here, with a warning."""
     width: int = 128
     """Features of a prompt token inside the network."""
+    articles: bool = True
+    """Read "a", "an" and "the" before a word; False where captions have none, or the network would not know a prompt
+    with one ("a key") from training."""
 
     def __post_init__(self) -> None:
         require(bool(self.encoder.strip()), "text.encoder", self.encoder, "the name or folder of a text encoder")

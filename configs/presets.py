@@ -20,6 +20,7 @@ RGB = DataCfg(FolderSource(), image_size=64, channels=3, batch_size=64)
 # A strong KL term leaves noise of a fifth of the latent's spread in the posterior, so the decoder learns to clean up
 # what a single network step leaves behind.
 SMALL_VAE = AutoencoderCfg(width=16, multipliers=(1, 4, 8), regulariser=KLCfg(1e-2))
+SLIM_VAE = AutoencoderCfg(width=16, multipliers=(1, 2, 4), blocks=2, regulariser=KLCfg(1e-2))
 WIDE_VAE = AutoencoderCfg(width=32, multipliers=(1, 2, 4), blocks=2, regulariser=KLCfg(1e-2))
 SHORTCUT = ShortcutCfg(train_guidance=2.0, loss_power=0.5, consistency_weight=2.0)  # what others are compared with
 # docs/results.md says how these were chosen: the flow first, then jumps learned from whole paths of the network's own.
@@ -33,10 +34,7 @@ LONG_TRAJECTORY = TrajectoryCfg(
 )
 LONG_EMA = EMACfg(0.9995, 0.999)
 SMALL_UNET = UNetCfg(width=64, multipliers=(1, 2), blocks=2, attention_sizes=(4,))
-# with gates and band skips, as the models that come with the project were trained
-ICON_UNET = UNetCfg(
-    width=64, multipliers=(1, 2, 2), blocks=1, attention_sizes=(8, 4), gates=True, band_skips=True
-)  # fmt: skip
+ICON_UNET = UNetCfg(width=128, multipliers=(1, 1), blocks=1, attention_sizes=(8, 4))
 
 
 def stage1_animals_tiny() -> Stage1Cfg:
@@ -55,7 +53,8 @@ def stage1_animals() -> Stage1Cfg:
 def stage1_icons() -> Stage1Cfg:
     """28,046 captioned 64x64 icons."""
     return Stage1Cfg(
-        data=ICONS, autoencoder=WIDE_VAE, optim=OptimCfg(lr=1e-3), train=TrainerCfg(max_steps=3000, val_every=500)
+        data=replace(ICONS, batch_size=256), autoencoder=SLIM_VAE, optim=OptimCfg(lr=2e-3),
+        train=TrainerCfg(max_steps=1800, val_every=300),
     )
 
 
@@ -99,7 +98,7 @@ def stage2_animals() -> Stage2Cfg:
     """32x32 silhouettes of ten animals, trained longer: minutes on a GPU."""
     return replace(
         stage2_animals_tiny(),
-        backbone=replace(SMALL_UNET, gates=True, band_skips=True),
+        backbone=replace(SMALL_UNET, gates=True, band_skips=True),  # as the model that comes with the project has them
         data=replace(ANIMALS, batch_size=512),
         sampler=LONG_TRAJECTORY,
         optim=OptimCfg(lr=1.5e-3, warmup_steps=200),
@@ -113,10 +112,11 @@ def stage2_icons() -> Stage2Cfg:
     return Stage2Cfg(
         data=replace(ICONS, batch_size=1024),
         backbone=ICON_UNET,
-        sampler=LONG_TRAJECTORY,
+        text=TextCfg(articles=False),
+        sampler=replace(LONG_TRAJECTORY, train_guidance=2.5, consistency_weight=4.0),
         optim=OptimCfg(lr=1.5e-3, warmup_steps=300),
         ema=LONG_EMA,
-        train=TrainerCfg(max_steps=10000, val_every=1000, log_every=50),
+        train=TrainerCfg(max_steps=11500, val_every=1000, log_every=50),
     )
 
 

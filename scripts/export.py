@@ -79,7 +79,8 @@ def export_graph(source: Path, out: Path, cfg: ExportCfg) -> dict[str, Any]:
         spoken = ", ".join(f"{name} {ms} ms" for name, ms in times.items())
         print(f"{rows.replace('_', ' ').replace('1 masks', '1 mask')} in {cfg.steps} step(s) on {told['threads']} "
               f"thread(s): {spoken}")  # fmt: skip
-    text = {"encoder": module.cfg.text.encoder, "max_tokens": module.cfg.text.max_tokens}
+    text = {"encoder": module.cfg.text.encoder, "max_tokens": module.cfg.text.max_tokens,
+            "articles": module.cfg.text.articles}
     return {"sha256": file_hash(out), "text": text, **told}
 
 
