@@ -8,7 +8,10 @@ from tyro.conf import Positional
 from configs.checks import non_negative, require
 from configs.presets import STAGE_2
 
-PARTS = ("layers", "precision", "objectives", "pipeline", "data", "pixels", "generation", "rivals", "memory", "startup")
+PARTS = (
+    "layers", "precision", "objectives", "pipeline", "graphs", "data", "pixels", "generation", "rivals", "memory",
+    "startup",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -18,8 +21,8 @@ class BenchmarkCfg:
     preset: Positional[str] = "animals-tiny"
     """Preset whose network, objective and data are measured."""
     only: tuple[str, ...] = ()
-    """Parts to measure, of layers, precision, objectives, pipeline, data, pixels, generation, rivals, memory, startup;
-    none: all of them."""
+    """Parts to measure, of layers, precision, objectives, pipeline, graphs, data, pixels, generation, rivals, memory,
+    startup; none: all of them."""
     quick: bool = False
     """Fewer repeats and masks: under 10 minutes on two cores."""
     repeats: int = 0

@@ -90,8 +90,9 @@ def measure(cfg: BenchmarkCfg) -> dict[str, Any]:
     machine(report, device)
     parts: dict[str, Callable[..., None]] = {
         "layers": training.layers, "precision": training.precision, "objectives": training.objectives,
-        "pipeline": training.pipeline, "data": training.waiting, "pixels": training.pixels,
-        "generation": generation.speed, "rivals": rivals.compare, "memory": generation.memory, "startup": startup.start,
+        "pipeline": training.pipeline, "graphs": training.recordings, "data": training.waiting,
+        "pixels": training.pixels, "generation": generation.speed, "rivals": rivals.compare,
+        "memory": generation.memory, "startup": startup.start,
     }  # fmt: skip
     for name in cfg.only or PARTS:
         parts[name](setting, report)

@@ -8,14 +8,19 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import TINY_2
+from conftest import TINY_1, TINY_2
 from torch import Tensor, nn
 
+from configs.benchmark_cfg import BenchmarkCfg
 from configs.checks import ConfigError
+from configs.sampler_cfg import TrajectoryCfg
 from configs.trainer_cfg import TrainerCfg
 from models.cuda_graphs import MOST, Plain, Replayed, replay_calls, require_one_gpu
 from models.hardware import compile_networks
 from models.text import Condition, TextEncoder
+from samplers import When
+from scripts.benchmark import measure
+from scripts.benchmarks.step import stage_2_step
 from trainer import train_stage_2
 
 
@@ -106,7 +111,7 @@ def test_recordings_without_a_gpu_are_refused(tmp_path: Path) -> None:
 def test_recordings_of_several_processes_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("models.cuda_graphs.first_device", lambda cfg: torch.device("cuda"))
     require_one_gpu(TrainerCfg(cuda_graphs=True, devices=1))
-    with pytest.raises(ConfigError, match="this training has 8 processes: set train.devices 1"):
+    with pytest.raises(ConfigError, match=r"this training has 8 processes: set train\.devices 1"):
         require_one_gpu(TrainerCfg(cuda_graphs=True, devices=4, nodes=2))
 
 
@@ -121,6 +126,24 @@ def test_weights_that_are_shared_out_are_not_compiled() -> None:
         TrainerCfg(strategy="fsdp", compile=True)
 
 
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_the_benchmark_says_that_recordings_need_a_gpu(capsys: pytest.CaptureFixture[str]) -> None:
+    numbers = measure(BenchmarkCfg("animals-tiny", only=("graphs",), quick=True, accelerator="cpu"))
+    assert not any(key.endswith("_ratio") for key in numbers)
+    assert "not measured: there is no CUDA GPU" in capsys.readouterr().out
+
+
+def test_a_step_of_the_benchmark_records_the_network_and_the_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[str, int]] = []
+    monkeypatch.setattr("models.cuda_graphs.record_training", noting(seen, "training"))
+    monkeypatch.setattr("models.cuda_graphs.record_answer", noting(seen, "answer"))
+    cfg = replace(TINY_2, sampler=TrajectoryCfg(train_guidance=2.0), train=replace(TINY_2.train, cuda_graphs=True))
+    step = stage_2_step(cfg, TINY_1, bf16=False, device=torch.device("cpu"))
+    for number in range(2):
+        step(When(number, 1.0))
+    assert [name for name, _ in seen] == ["answer", "training"]  # the teacher's paths, then the network's rows
+
+
 def test_prompts_are_padded_to_one_length_where_shapes_must_not_change() -> None:
     encoder = TextEncoder(TINY_2.text)
     short = encoder(["a cat"])
@@ -130,6 +153,18 @@ def test_prompts_are_padded_to_one_length_where_shapes_must_not_change() -> None
     assert length < whole.tokens.shape[1] == TINY_2.text.max_tokens
     assert whole.tokens[:, :length].equal(short.tokens)
     assert whole.keep.sum() == short.keep.sum()
+
+
+def test_prompts_without_articles_mean_the_same() -> None:
+    encoder = TextEncoder(replace(TINY_2.text, articles=False))
+    for text, read in (
+        ("a key", "key"), ("The key", "key"), ("an Umbrella  with the cat, a b", "Umbrella with cat, a b"),
+        ("letter a", "letter a"), ("a", "a"), ("anchor, theatre", "anchor, theatre"),
+    ):  # fmt: skip
+        assert encoder.read(text) == read
+    bare, asked = encoder(["key"]), encoder(["a key"])
+    assert bare.tokens.equal(asked.tokens)
+    assert TextEncoder(TINY_2.text)(["a key"]).tokens.shape != bare.tokens.shape
 
 
 def test_where_nothing_can_be_compiled_one_sentence_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

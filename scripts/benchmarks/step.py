@@ -12,6 +12,7 @@ from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.diffusion_cfg import Stage2Cfg
 from diffusion import DiffusionModule
+from models.cuda_graphs import replay_calls
 from models.ema import ema_update_
 from models.hardware import faster_format
 from models.optim import build_optimizer
@@ -45,11 +46,16 @@ def optimised(
 def stage_2_step(
     cfg: Stage2Cfg, stage_1: Stage1Cfg, *, bf16: bool, device: torch.device, layout: str = "off"
 ) -> Callable[[When], None]:
-    """A step of the network of ``cfg`` under its objective, on latents of noise; ``layout`` as channels_last."""
+    """A step of the network of ``cfg`` under its objective, on latents of noise; ``layout`` as channels_last.
+
+    ``cfg.train.cuda_graphs`` is heeded.
+    """
     torch.manual_seed(0)
     module = DiffusionModule(cfg, AutoencoderModule(stage_1)).train().to(device)
     inputs = module.example_inputs(cfg.data.batch_size)
     module.to(memory_format=faster_format(layout, module.net, tuple(value.to(device) for value in inputs), bf16))
+    replay_calls([module.net, module.teacher], cfg.train)
+    module.encode_text.padded = cfg.train.cuda_graphs
     x1 = torch.randn(cfg.data.batch_size, *module.latent_shape, device=device)
     cond = module.encode_text(["a giraffe"] * len(x1), device)
 

@@ -138,6 +138,22 @@ def objectives(setting: Setting, report: Report) -> None:
     report.ratio("paper_to_flow", times["paper"], times["flow"])
 
 
+def recordings(setting: Setting, report: Report) -> None:
+    """A step whose network calls are replayed as CUDA graphs, beside one whose kernels are started one by one."""
+    report.title("A training step with train.cuda_graphs / without")
+    if setting.device.type != "cuda":
+        report.note("cuda_graphs", "not measured: there is no CUDA GPU")
+        return
+    how: Any = {"bf16": setting.bf16, "device": setting.device, "layout": "auto"}
+    recorded = replace(setting.stage_2, train=replace(setting.stage_2.train, cuda_graphs=True, devices=1))
+    both = {"recorded": recorded, "plain": setting.stage_2}
+    times = interleaved(
+        {name: timed(stage_2_step(cfg, setting.stage_1, **how), setting.device) for name, cfg in both.items()},
+        setting.cfg.rounds,
+    )
+    report.ratio("cuda_graphs_to_plain", times["recorded"], times["plain"])
+
+
 class Watched(DiffusionModule):
     """Times its training's steps from end to end, and after each of them one call of another loop."""
 
