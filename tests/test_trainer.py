@@ -20,6 +20,7 @@ COMMON = [
     "--train.accelerator", "cpu", "--train.precision", "fp32", "--train.channels-last", "off",
     "--train.val-every", "2", "--train.log-every", "1", "--optim.warmup-steps", "0", "--optim.final-lr", "1.0",
 ]  # fmt: skip
+PATIENCE = 600  # seconds: a minute and a half on two quiet cores, several times that on busy ones
 STAGE_1 = [*COMMON, "--autoencoder.width", "8", "--autoencoder.multipliers", "1", "1", "2"]
 STAGE_2 = [*COMMON, "--backbone.width", "32", "--backbone.blocks", "1", "--text.width", "16",
            "--sampler.begin", "0"]  # fmt: skip
@@ -30,7 +31,7 @@ def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("MASK_")}
     return subprocess.run(
         [sys.executable, "-m", *command], cwd=ROOT, env=clean | {"OMP_NUM_THREADS": "1"} | env,
-        capture_output=True, text=True, timeout=240, check=False,
+        capture_output=True, text=True, timeout=PATIENCE, check=False,
     )  # fmt: skip
 
 
@@ -133,6 +134,7 @@ def test_a_second_training_in_the_same_folder_is_refused(stage_1: Path) -> None:
     assert (stage_1 / "last.ckpt").stat().st_mtime_ns == before
 
 
+@pytest.mark.timeout(PATIENCE + 30)
 def test_two_machines_under_torchrun_share_one_folder_and_judge_together(stage_1: Path, tmp_path: Path) -> None:
     """Two launchers that know of each other by address and port only, a process each, on this machine."""
     folder = tmp_path / "runs"
