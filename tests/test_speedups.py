@@ -77,7 +77,7 @@ def test_each_shape_and_mode_is_recorded_once_and_answers_as_the_network_does() 
 
 
 def test_further_shapes_and_prompts_with_guidance_are_computed_as_ever() -> None:
-    net, twin, seen = Shift(), Shift(), []  # type: ignore[var-annotated]
+    net, twin, seen = Shift(), Shift(), []  # type: ignore[var-annotated]  # likewise
     net.forward = Replayed(net, noting(seen, "training"), noting(seen, "answer"))
     guided = call(3, guidance=torch.full((3,), 2.0))
     assert net(*guided).equal(twin(*guided))
