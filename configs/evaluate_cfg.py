@@ -22,6 +22,8 @@ class EvaluateCfg(SamplingCfg):
     """Repetitions with other noise and other draws; with 2 or more the table shows mean and standard deviation."""
     seed: int = 0
     """Seed of the first repetition and of the classifier."""
+    tries: int = 1
+    """Masks drawn for a prompt that is a caption of geometry until one is what it says (see generate_masks)."""
     classifier: str = ""
     """File of the classifier: read if it exists, else written after training; empty: train one and forget it."""
     classifier_steps: int = 1000
@@ -45,7 +47,7 @@ class EvaluateCfg(SamplingCfg):
         require(self.num == 0 or self.num >= 2, "num", self.num, "0 (as many as are held out) or at least 2")
         require(len(self.steps) > 0, "steps", self.steps, "one or more numbers, such as 1 4 32")
         check_steps(self.steps)
-        for name in ("seeds", "classifier_steps", "batch_size"):
+        for name in ("seeds", "tries", "classifier_steps", "batch_size"):
             positive(name, getattr(self, name))
         one_of("features", self.features, ("auto", "imagenet", "inception"))
         require(self.features != "inception" or bool(self.inception), "inception", self.inception,

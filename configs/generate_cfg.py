@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from tyro.conf import UseAppendAction
 
-from configs.checks import ConfigError, positive, require
+from configs.checks import ConfigError, non_negative, positive, require
 from configs.sampling_cfg import SamplingCfg
 
 
@@ -30,6 +30,9 @@ class GenerateCfg(SamplingCfg):
     """Irregular steps instead: rising times from 0 (noise) to 1 (mask), such as 0,0.3,0.5,1."""
     seed: int = 0
     """Mask k of every prompt has the seed SEED + k: alone, it decides the mask, at any batch size."""
+    tries: int = 0
+    """Where a prompt is a caption of geometry ("two small round blobs, top"), draw a mask that is something else anew,
+    up to so many times in all, and keep the one with most of its words right. 0: 16 for such prompts."""
     negative_prompt: str = ""
     """What the masks should not be: guidance (which must be above 1) leads away from it, not from no prompt."""
     to_prompt: str | None = None
@@ -69,6 +72,7 @@ class GenerateCfg(SamplingCfg):
             raise ConfigError('nothing to draw: give --prompt "a giraffe" (once or more often) or --prompts-file')
         for name in ("num", "batch_size", "size"):
             positive(name, getattr(self, name))
+        non_negative("tries", self.tries)
         require(self.size <= 1024, "size", self.size, "at most 1024 pixels")
         check_steps(self.steps)
         if self.resume and (self.overwrite or not self.out):
@@ -84,7 +88,7 @@ class GenerateCfg(SamplingCfg):
         if self.negative_prompt.strip():
             require(self.guidance > 1, "guidance", self.guidance, "above 1, such as 2, for negative_prompt to matter")
         if self.on_a_way:
-            require(self.tries == 1, "tries", self.tries, "1 where to_prompt or to_seed asks for a way between two")
+            require(self.tries < 2, "tries", self.tries, "1 where to_prompt or to_seed asks for a way between two")
             require(self.num >= 2, "num", self.num, "at least 2, where to_prompt or to_seed asks for a way between two")
         require(0 < self.strength <= 1, "strength", self.strength, "above 0 and at most 1")
         if not self.init_mask and self.keep:

@@ -4,7 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.checks import fraction, non_negative, one_of, positive, require
+from configs.checks import fraction, non_negative, one_of, require
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +27,6 @@ class SamplingCfg:
     """CFG-Zero*: scale the answer without prompt so that it is nearest to the one with it (flow, heun, dpmpp ...)."""
     zero_init: float = 0.0
     """CFG-Zero*: share of the first steps that leave the noise as it is, such as 0.04 (flow, heun, dpmpp ...)."""
-    tries: int = 1
-    """Where a prompt is a caption of geometry ("two small round blobs, top"), draw a mask that is something else anew,
-    up to so many times in all, and keep the one with most of its words right."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32: a seed gives the same mask at any batch size; bf16: faster where the hardware has it, but a few pixels may
     differ."""
@@ -45,4 +42,3 @@ class SamplingCfg:
         require(self.guidance_from < self.guidance_to, "guidance_from", self.guidance_from,
                 f"below guidance_to ({self.guidance_to:g})")
         fraction("zero_init", self.zero_init, below_one=True)
-        positive("tries", self.tries)

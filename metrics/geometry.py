@@ -11,9 +11,8 @@
 Since both a caption and a generated mask go through the same function, whether a mask follows its caption is exact.
 """
 
-import re
 from collections.abc import Iterator
-from dataclasses import astuple, dataclass, fields
+from dataclasses import astuple, fields
 
 import numpy as np
 import torch
@@ -21,50 +20,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metrics.components import label
+from metrics.grammar import COUNTS, NOTHING, PLACES, SHAPES, SIZES, Geometry, parse
 from metrics.planes import PLUS, SQUARE, as_planes
-
-COUNTS = ("one", "two", "three", "four", "five", "many")
-SIZES = ("small", "medium", "large")
-SHAPES = ("hollow", "long", "round", "uneven")
-PLACES = (
-    ("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"),
-)  # fmt: skip
-NOTHING = "nothing"
 
 _CHUNK = 1024  # masks labelled at once
 _SPECK = 1 / 1000
 _SIZE_EDGES = (1 / 25, 4 / 25)
 _PLACE_EDGES = (2 / 5, 3 / 5)
 _HOLLOW, _LONG, _ROUND = 1 / 10, 2.0, 9 / 10
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """One word for each property; an empty mask has the count "nothing" and no other word."""
-
-    count: str
-    size: str = ""
-    shape: str = ""
-    place: str = ""
-
-    @property
-    def caption(self) -> str:
-        if self.count == NOTHING:
-            return NOTHING
-        return f"{self.count} {self.size} {self.shape} blob{'' if self.count == COUNTS[0] else 's'}, {self.place}"
-
-
-_CAPTION = re.compile(
-    f"({'|'.join(COUNTS)}) ({'|'.join(SIZES)}) ({'|'.join(SHAPES)}) blobs?, ({'|'.join(sum(PLACES, ()))})"
-)
-
-
-def parse(caption: str) -> Geometry | None:
-    """The inverse of ``Geometry.caption``; None for any other text."""
-    if caption == NOTHING:
-        return Geometry(NOTHING)
-    found = _CAPTION.fullmatch(caption)
-    return Geometry(*found.groups()) if found else None
 
 
 def describe(masks: Tensor) -> list[Geometry]:

@@ -71,15 +71,14 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     from metrics.report import summaries
     from metrics.sets import grey_share
     from metrics.yardstick import Yardstick
-    from scripts.seeded import build_sampler_for, check_tries, choose_device, recipes
+    from scripts.seeded import build_sampler_for, choose_device, recipes, useful_tries
 
     if min(len(train), len(held_out)) < 2:
         raise ConfigError(f"{len(train)} training and {len(held_out)} held-out masks are too few: 2 of each are needed")
-    check_tries(cfg.tries, held_out.prompts, 1)
     started = time.perf_counter()
     device = choose_device(cfg.accelerator)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
-    ways = recipes(sampler, cfg.steps, None, cfg)
+    ways = recipes(sampler, cfg.steps, None, cfg, tries=useful_tries(cfg.tries, held_out.prompts, 1))
     real, seen = torch.from_numpy(held_out.images), torch.from_numpy(train.images)  # [N,H,W]
     num = cfg.num or len(held_out)
 

@@ -132,16 +132,16 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
     """
     from models.checkpoint import file_hash
     from scripts.edits import read_edit
-    from scripts.seeded import build_sampler_for, check_tries, recipes
+    from scripts.seeded import build_sampler_for, recipes, useful_tries
 
     prompts = read_prompts(cfg)
-    if cfg.tries > 1:
-        check_tries(cfg.tries, prompts, module.cfg.data.channels)
+    tries = 1 if cfg.on_a_way else useful_tries(cfg.tries, prompts, module.cfg.data.channels)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
     edit, about = read_edit(cfg, module)
     negative, to_prompt = folded(cfg.negative_prompt), None if cfg.to_prompt is None else folded(cfg.to_prompt)
     ways = recipes(
-        sampler, cfg.steps, cfg.time_list, cfg, edit=edit, negative=negative, to_prompt=to_prompt, to_seed=cfg.to_seed
+        sampler, cfg.steps, cfg.time_list, cfg, edit=edit, negative=negative, to_prompt=to_prompt,
+        to_seed=cfg.to_seed, tries=tries,
     )
     shared = {
         "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
@@ -151,7 +151,7 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
     }  # fmt: skip
     further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about}
-    further["tries"] = cfg.tries if cfg.tries > 1 else None
+    further["tries"] = tries if tries > 1 else None
     shared |= {name: value for name, value in further.items() if value is not None}
     steps = [way.steps for way in ways]
     return Plan(prompts, unique_slugs(prompts), cfg.num, cfg.seed, steps, shared, cfg.on_a_way), ways

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 WORDS = 4
 """Words of a caption of geometry."""
+TRIES = 16
+"""Of a mask whose prompt says what can be counted in it, unless another number is asked for."""
 FURTHER = 0x9E3779B1
 """From one try's seed to the next one's; torch's CPU generators see only 32 bits of a seed."""
 DOUBT = 1e-4
@@ -79,7 +81,7 @@ def recipes(
         ConfigError: a step count, times or guidance that this sampler cannot take.
     """
     guidance = Guidance(cfg.guidance, cfg.guidance_from, cfg.guidance_to, cfg.cfg_zero, cfg.zero_init)
-    further |= {"bf16": cfg.precision == "bf16", "tries": cfg.tries}
+    further |= {"bf16": cfg.precision == "bf16"}
     edit = further.get("edit")
     start = 1 - edit.strength if edit else 0.0
     try:
@@ -151,13 +153,18 @@ def draw(
     return p.float().cpu()
 
 
-def check_tries(tries: int, prompts: Sequence[str], channels: int) -> None:
-    """Raises ConfigError for ``tries`` that could change nothing."""
-    from metrics.geometry import parse
+def useful_tries(tries: int, prompts: Sequence[str], channels: int) -> int:
+    """``tries``, or in the place of 0 as many as help. Raises ConfigError for more than one that could change nothing.
+    """
+    from metrics.grammar import parse
 
-    if tries > 1 and not (channels == 1 and any(parse(prompt) for prompt in prompts)):
+    known = channels == 1 and any(parse(prompt) for prompt in prompts)
+    if tries == 0:
+        return TRIES if known else 1
+    if tries > 1 and not known:
         raise ConfigError(f"tries is {tries}, but a mask is only drawn anew where a prompt says what can be counted in "
                           'it, such as "two small round blobs, top": leave it at 1')  # fmt: skip
+    return tries
 
 
 def followed(

@@ -18,7 +18,7 @@ class FakeModule:
     latent_shape = (1, 4, 4)
 
     def __init__(self, sampler: Any, channels: int = 1) -> None:
-        self.cfg = SimpleNamespace(sampler=sampler)
+        self.cfg = SimpleNamespace(sampler=sampler, data=SimpleNamespace(channels=channels))
         self.channels = channels
         self.calls: list[int] = []
 

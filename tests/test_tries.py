@@ -7,8 +7,9 @@ import torch
 from torch import Tensor
 
 from configs.checks import ConfigError
+from configs.evaluate_cfg import EvaluateCfg
 from configs.generate_cfg import GenerateCfg
-from scripts.seeded import check_tries, followed, streams
+from scripts.seeded import TRIES, followed, streams, useful_tries
 
 ASKED = "one small round blob, top"
 SIZE = 32
@@ -63,13 +64,24 @@ def test_one_try_draws_once_and_the_threshold_counts() -> None:
 
 
 def test_tries_that_could_change_nothing_are_refused() -> None:
-    check_tries(1, ["a cat"], 3)
-    check_tries(2, ["a cat", ASKED], 1)
+    assert useful_tries(1, ["a cat"], 3) == 1
+    assert useful_tries(2, ["a cat", ASKED], 1) == 2
     with pytest.raises(ConfigError, match="tries is 2"):
-        check_tries(2, ["a cat"], 1)
+        useful_tries(2, ["a cat"], 1)
     with pytest.raises(ConfigError, match="tries is 3"):
-        check_tries(3, [ASKED], 3)
+        useful_tries(3, [ASKED], 3)
     with pytest.raises(ConfigError, match="tries"):
-        GenerateCfg(prompt=(ASKED,), tries=0)
+        GenerateCfg(prompt=(ASKED,), tries=-1)
+    with pytest.raises(ConfigError, match="tries"):
+        EvaluateCfg("x", tries=0)
     with pytest.raises(ConfigError, match="tries"):
         GenerateCfg(prompt=(ASKED,), tries=2, to_prompt="a cat")
+
+
+def test_unless_asked_otherwise_masks_are_drawn_anew_where_that_helps() -> None:
+    assert useful_tries(0, ["a cat", ASKED], 1) == TRIES > 1
+    assert useful_tries(0, ["a cat"], 1) == 1
+    assert useful_tries(0, [ASKED], 3) == 1
+    assert GenerateCfg(prompt=(ASKED,)).tries == 0
+    assert GenerateCfg(prompt=(ASKED,), to_prompt="a cat").on_a_way  # tries are no hindrance
+    assert EvaluateCfg("x").tries == 1

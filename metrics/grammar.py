@@ -1,0 +1,41 @@
+"""The words of captions of geometry; metrics/geometry.py says what each of them means, and measures it."""
+
+import re
+from dataclasses import dataclass
+
+COUNTS = ("one", "two", "three", "four", "five", "many")
+SIZES = ("small", "medium", "large")
+SHAPES = ("hollow", "long", "round", "uneven")
+PLACES = (
+    ("upper left", "top", "upper right"), ("left", "centre", "right"), ("lower left", "bottom", "lower right"),
+)  # fmt: skip
+NOTHING = "nothing"
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """One word for each property; an empty mask has the count "nothing" and no other word."""
+
+    count: str
+    size: str = ""
+    shape: str = ""
+    place: str = ""
+
+    @property
+    def caption(self) -> str:
+        if self.count == NOTHING:
+            return NOTHING
+        return f"{self.count} {self.size} {self.shape} blob{'' if self.count == COUNTS[0] else 's'}, {self.place}"
+
+
+_CAPTION = re.compile(
+    f"({'|'.join(COUNTS)}) ({'|'.join(SIZES)}) ({'|'.join(SHAPES)}) blobs?, ({'|'.join(sum(PLACES, ()))})"
+)
+
+
+def parse(caption: str) -> Geometry | None:
+    """The inverse of ``Geometry.caption``; None for any other text."""
+    if caption == NOTHING:
+        return Geometry(NOTHING)
+    found = _CAPTION.fullmatch(caption)
+    return Geometry(*found.groups()) if found else None
