@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.export import KEY, with_twins
 from models.optim import build_optimizer, reseed
 from models.sharding import shard_parts
+from models.sketch import rough_sketch
 from models.text import Condition, TextEncoder
 from models.vae import Posterior
 from samplers import Sampler, When, build_sampler
@@ -46,6 +48,9 @@ class DiffusionModule(Generates, L.LightningModule):
         self.net = build_backbone(cfg.backbone, self.latent_shape, self.encode_text.features, cfg.text.width)
         self.average = frozen_twin(self.net)
         self.teacher = frozen_twin(self.net)
+        if cfg.sketch.only:
+            self.net.requires_grad_(False)
+            self.net.sketch.requires_grad_(True)
         self.measure = mean_squared_error if cfg.sampler.bands == "none" else BandLoss(
             self.latent_shape, cfg.sampler.band_levels, cfg.sampler.bands
         )
@@ -57,8 +62,11 @@ class DiffusionModule(Generates, L.LightningModule):
 
     def example_inputs(self, rows: int) -> tuple[Tensor, Tensor, Tensor, Condition]:
         """Inputs of the network for a batch of ``rows``, for timing it."""
-        times = torch.rand(rows)
-        return torch.randn(rows, *self.latent_shape), times, times, self.encode_text(["a prompt"] * rows)
+        times, cond = torch.rand(rows), self.encode_text(["a prompt"] * rows)
+        if self.net.sketch is not None:
+            side = self.autoencoder.cfg.data.image_size
+            cond = replace(cond, sketch=torch.rand(rows, 1, side, side).round())
+        return torch.randn(rows, *self.latent_shape), times, times, cond
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one
@@ -80,12 +88,22 @@ class DiffusionModule(Generates, L.LightningModule):
                 posterior = self.autoencoder.posterior(batch["image"])
         return posterior.sample(torch.randn_like(posterior.mean))
 
+    def condition(self, batch: dict[str, Any]) -> Condition:
+        """A batch's prompts; where the network reads sketches, with those of some rows' masks."""
+        cond = self.encode_text(batch["prompt"], self.device)
+        if self.net.sketch is None:
+            return cond
+        with torch.no_grad():
+            share = 1.0 if self.cfg.sketch.only else self.cfg.sketch.share  # a row without would teach it nothing
+            shown = torch.rand(len(cond.keep), 1, 1, 1, device=self.device) < share
+            return replace(cond, sketch=rough_sketch(batch["image"]) * shown)
+
     def when(self) -> When:
         """Progress is that of the steps, or of the time limit if that is further on."""
         return When(self.global_step, max(self.global_step / self.cfg.train.max_steps, time_used(self)))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
+        x1, cond = self.latents(batch), self.condition(batch)
         loss, parts = self.sampler.loss(
             self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure,
             perceptual=self.autoencoder.perceptual_error,
@@ -100,7 +118,7 @@ class DiffusionModule(Generates, L.LightningModule):
         cuda = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=cuda):
             reseed(self.cfg.train.seed, 0, self.global_rank, batch_idx)
-            x1, cond = self.latents(batch), self.encode_text(batch["prompt"], self.device)
+            x1, cond = self.latents(batch), self.condition(batch)
             loss, parts = self.sampler.loss(
                 self.average, x1, cond, teacher=self.average, measure=self.measure,
                 perceptual=self.autoencoder.perceptual_error,

@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
-from configs.checks import ConfigError
+from configs.checks import ConfigError, require
 from configs.cli import as_text, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.run_folder import choose_run_dir, describe_run, newest_complete, release
@@ -211,12 +211,30 @@ def find_autoencoder(cfg: Stage2Cfg) -> Path:
 def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
     """What ``cfg.init`` decides (network and text settings), and its model; without one, ``cfg`` as it is."""
     if not cfg.init:
+        require(not cfg.sketch.only, "sketch.only", True, "False without a trained network beside the encoder: "
+                "name one with --init")  # fmt: skip
         return cfg, None
     if cfg.autoencoder != "auto":
         raise ConfigError(f"init is {cfg.init!r}, which brings its own autoencoder: leave autoencoder at auto, "
                           f"not {cfg.autoencoder!r}")  # fmt: skip
     source = load_diffusion(checkpoint_path(cfg.init))
-    return replace(cfg, backbone=source.cfg.backbone, text=source.cfg.text), source
+    there, asked = source.cfg.backbone.sketch, cfg.backbone.sketch
+    if asked and there and asked != there:
+        raise ConfigError(f"backbone.sketch is {asked}, but the encoder of sketches that init {cfg.init!r} has is of "
+                          f"{there} channels: ask for as many")  # fmt: skip
+    if cfg.sketch.only and not asked:
+        raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
+                          "such as 64")  # fmt: skip
+    backbone = replace(source.cfg.backbone, sketch=asked)
+    return replace(cfg, backbone=backbone, text=source.cfg.text), source
+
+
+def begin_with(module: DiffusionModule, source: DiffusionModule) -> None:
+    """Take over the averaged weights of ``source``, but for an encoder of sketches that only one of the two has."""
+    for twin in (module.net, module.average, module.teacher):
+        own = twin.state_dict()
+        given = {name: value for name, value in source.average.state_dict().items() if name in own}
+        twin.load_state_dict({name: value for name, value in own.items() if name.startswith("sketch.")} | given)
 
 
 def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderModule]:
@@ -276,8 +294,9 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule, folder: Path) -
     used = {name: value for name, value in encoder.state_dict().items() if not name.startswith("vae.")}
     key = latents_key(data.train_set.images, f"{data.variants} {precision_for(module.cfg.train)} {device.type}", used)
     known = read_latents(folder, key)
+    sketches = module.net.sketch is not None  # which are made of the masks
     if known is not None:
-        return data.use_latents(known)
+        return data.use_latents(known, sketches)
     total = len(data.train_set) * (1 if cfg.augment.is_none else 2)
     with tqdm(total=total, desc="encoding", unit=" masks", mininterval=1.0) as bar, low_precision(module.cfg.train):
         for variant, _, x in data.variant_batches(256):
@@ -286,7 +305,7 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule, folder: Path) -
             bar.update(len(x))
     moments = torch.stack([torch.cat(parts) for _, parts in sorted(variants.items())])
     keep_latents(folder, key, moments)
-    data.use_latents(moments)
+    data.use_latents(moments, sketches)
 
 
 def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
@@ -304,8 +323,7 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     run_dir, data = start(cfg, f"{name}-stage2", "diffusion")
     module = DiffusionModule(cfg, autoencoder, data_fingerprint(cfg.data))
     if source is not None:
-        for twin in (module.net, module.average, module.teacher):
-            twin.load_state_dict(source.average.state_dict())
+        begin_with(module, source)
         print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
     set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
     cache_latents(module, data, Path(cfg.train.runs) / "latents")

@@ -26,6 +26,8 @@ class BackboneCfg:
     """The network also hears the guidance strength of each row, for samplers that train guidance into it."""
     fastest_rate: float = 1000.0
     """Time and step reach the network as waves of up to this many radians per unit; derivatives in time need 50."""
+    sketch: int = 0
+    """Channels of an encoder of sketches (64 is a start), which makes the network take image prompts; 0: none."""
 
     def __post_init__(self) -> None:
         for name in ("width", "head_channels"):
@@ -34,6 +36,7 @@ class BackboneCfg:
         require(self.width % self.head_channels == 0, "backbone.head_channels", self.head_channels,
                 f"a divisor of backbone.width ({self.width})")
         require(self.fastest_rate > 1, "backbone.fastest_rate", self.fastest_rate, "above 1")
+        require(self.sketch >= 0 and self.sketch % 32 == 0, "backbone.sketch", self.sketch, "0 or a multiple of 32")
         fraction("backbone.dropout", self.dropout, below_one=True)
         one_of("backbone.attention", self.attention, ("auto", "sdpa", "xformers"))
 

@@ -44,6 +44,19 @@ class EMACfg:
 
 
 @dataclass(frozen=True)
+class SketchCfg:
+    """How a network with an encoder of sketches (backbone.sketch) is trained to follow them."""
+
+    share: float = 0.5
+    """Share of the training rows that are shown a sketch of their mask, made by models/sketch.py."""
+    only: bool = False
+    """Train the encoder alone, by sketches in every row: without one, the model of init draws what it always drew."""
+
+    def __post_init__(self) -> None:
+        fraction("sketch.share", self.share)
+
+
+@dataclass(frozen=True)
 class Stage2Cfg:
     """Everything that a stage-2 training needs."""
 
@@ -51,10 +64,12 @@ class Stage2Cfg:
     """Stage 1's checkpoint; auto: the newest complete one of the same data under the runs folder, or that of init."""
     init: str = ""
     """Begin with the weights of this model (a stage-2 checkpoint, an export, icons or animals); its autoencoder,
-    network and text settings are taken over. Empty: begin anew."""
+    network and text settings are taken over, an encoder of sketches if backbone.sketch asks for one. Empty: begin
+    anew."""
     data: DataCfg = field(default_factory=DataCfg)
     backbone: Backbone = field(default_factory=UNetCfg)
     text: TextCfg = field(default_factory=TextCfg)
+    sketch: SketchCfg = field(default_factory=SketchCfg)
     sampler: Sampler = field(default_factory=ShortcutCfg)
     optim: OptimCfg = field(default_factory=OptimCfg)
     ema: EMACfg = field(default_factory=EMACfg)
@@ -64,6 +79,9 @@ class Stage2Cfg:
         if isinstance(self.sampler, FlowMapCfg) and self.sampler.most_guidance > 0:
             require(self.backbone.guidance_input, "backbone.guidance_input", self.backbone.guidance_input,
                     f"True when sampler.most_guidance ({self.sampler.most_guidance:g}) is trained")
+        if self.backbone.sketch:
+            require(self.data.channels == 1, "backbone.sketch", self.backbone.sketch,
+                    "0 for ordinary images (data.channels 3): the sketches to learn from are made of masks")
         if isinstance(self.sampler, (MeanFlowCfg, LagrangianCfg)):
             # Two probes must lie on one slope of the embedding's fastest wave, or their difference is no derivative.
             fastest = 1 / self.sampler.probe

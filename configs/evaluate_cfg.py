@@ -22,6 +22,9 @@ class EvaluateCfg(SamplingCfg):
     """Repetitions with other noise and other draws; with 2 or more the table shows mean and standard deviation."""
     seed: int = 0
     """Seed of the first repetition and of the classifier."""
+    sketches: bool = False
+    """Show the network, beside each prompt, a sketch made of the held-out mask that the prompt is of, and report the
+    IoU with that mask; for models that read sketches. The row of real masks has the IoU of the sketches themselves."""
     tries: int = 1
     """Masks drawn for a prompt that is a caption of geometry until one is what it says (see generate_masks)."""
     classifier: str = ""
@@ -52,5 +55,6 @@ class EvaluateCfg(SamplingCfg):
         one_of("features", self.features, ("auto", "imagenet", "inception"))
         require(self.features != "inception" or bool(self.inception), "inception", self.inception,
                 "the weight file, when features is inception")
+        require(not self.sketches or self.tries == 1, "tries", self.tries, "1 where sketches are shown")
         non_negative("search", self.search)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")

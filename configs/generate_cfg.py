@@ -46,6 +46,9 @@ class GenerateCfg(SamplingCfg):
     keep: str = ""
     """The region of INIT_MASK that stays as it is: a mask file of the same size (white stays), or a box of its pixels,
     left,top,right,bottom, such as 0,0,32,64."""
+    sketch: str = ""
+    """Image file of a sketch that the masks should follow, beside the prompt: bright lines or shapes on black, or dark
+    ones on white. For models that read sketches, such as icons."""
     threshold: float = 0.5
     """Probability above which a pixel is foreground."""
     out: str = ""

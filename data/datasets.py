@@ -86,14 +86,16 @@ class ImageDataset(_BatchDataset):
 
 
 class LatentDataset(_BatchDataset):
-    """{"moments": [B,2C,h,w], "prompt": list[str], "index": int64 [B]}.
+    """{"moments": [B,2C,h,w], "prompt": list[str], "index": int64 [B]}, and with ``images`` "image", as ImageDataset.
 
     ``moments`` [V,N,2C,h,w]: variant 0 is each image as it is; variant 1, if there, its mirror image, taken for just
-    those (seed, epoch, index) for which ``ImageDataset`` mirrors the image.
+    those (seed, epoch, index) for which ``ImageDataset`` mirrors the image. ``images`` [N,H,W]: what was encoded.
     """
 
-    def __init__(self, moments: Tensor, prompts: list[str], hflip: float, seed: int) -> None:
-        self.moments, self.prompts, self.hflip, self.seed = moments, prompts, hflip, seed
+    def __init__(
+        self, moments: Tensor, prompts: list[str], hflip: float, seed: int, images: np.ndarray | None = None
+    ) -> None:
+        self.moments, self.prompts, self.hflip, self.seed, self.images = moments, prompts, hflip, seed, images
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -107,4 +109,9 @@ class LatentDataset(_BatchDataset):
         where, on_gpu = self.moments.device, self.moments.is_cuda  # whose unfinished work need not be waited for
         places = (value.to(where, non_blocking=on_gpu) for value in (torch.from_numpy(variant), index))
         moments = self.moments[tuple(places)]
-        return {"moments": moments, "prompt": [self.prompts[i] for i in indices], "index": index}
+        batch = {"moments": moments, "prompt": [self.prompts[i] for i in indices], "index": index}
+        if self.images is None:
+            return batch
+        images = self.images[indices]
+        images[variant == 1] = mirrored(images[variant == 1])
+        return batch | {"image": to_tensor(images)}

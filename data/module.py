@@ -45,6 +45,7 @@ class MaskDataModule(L.LightningDataModule):
         super().__init__()
         self.cfg, self.seed, self.recaption = cfg, seed, recaption
         self._moments: Tensor | None = None
+        self._with_images = False  # beside the moments
         self._stream: ShardStream | None = None
         self._saved: dict[str, Any] = {}
 
@@ -96,8 +97,8 @@ class MaskDataModule(L.LightningDataModule):
                 images = self.train_set.images[rows]
                 yield variant, rows, to_tensor(mirrored(images) if variant else images)
 
-    def use_latents(self, moments: Tensor) -> None:
-        """From now on ``train_dataloader`` yields rows of ``moments`` [V,N,2C,h,w] instead of images.
+    def use_latents(self, moments: Tensor, with_images: bool = False) -> None:
+        """From now on ``train_dataloader`` yields rows of ``moments`` [V,N,2C,h,w] instead of images, or beside them.
 
         Call it before the trainer asks for the loader. ``moments`` holds the encoded ``variant_batches``.
 
@@ -107,7 +108,7 @@ class MaskDataModule(L.LightningDataModule):
         if moments.ndim != 5 or tuple(moments.shape[:2]) != (self.variants, len(self.train_set)):
             raise DataError(f"cached latents have shape {tuple(moments.shape)}, but {self.variants} variants of "
                             f"{len(self.train_set)} masks are needed; encode the training set again")  # fmt: skip
-        self._moments = moments
+        self._moments, self._with_images = moments, with_images
 
     def train_dataloader(self) -> DataLoader[Batch]:
         """Batches of ``ImageDataset`` or ``LatentDataset``; never an empty loader."""
@@ -121,7 +122,8 @@ class MaskDataModule(L.LightningDataModule):
         if self._moments is None:
             images = ImageDataset(self.train_set, self.cfg.augment, self.seed)
             return self._loader(images, batch_size, self.cfg.workers, sampler=sampler, drop_last=True)
-        latents = LatentDataset(self._moments, self.train_set.prompts, self.cfg.augment.hflip, self.seed)
+        kept = self.train_set.images if self._with_images else None
+        latents = LatentDataset(self._moments, self.train_set.prompts, self.cfg.augment.hflip, self.seed, kept)
         return self._loader(latents, batch_size, 0, sampler=sampler, drop_last=True)
 
     def _stream_loader(self, rank: int, world: int) -> DataLoader[Batch]:

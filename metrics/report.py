@@ -20,6 +20,7 @@ COLUMNS = (
     ("count_right", "count right", ".3f", 1), ("size_right", "size right", ".3f", 1),
     ("shape_right", "shape right", ".3f", 1), ("place_right", "place right", ".3f", 1),
     ("all_right", "all right", ".3f", 1),
+    ("sketch_iou", "IoU to sketch", ".3f", 1),
     ("accuracy", "accuracy", ".3f", 1), ("retrieval", "retrieval", ".3f", 1), ("frechet", "Frechet", ".3f", 1),
     ("kernel", "kernel x1000", ".2f", 1000), ("coverage", "coverage", ".3f", 1), ("memorised", "best IoU", ".3f", 1),
     ("pairwise_iou", "pair IoU", ".3f", 1), ("grey", "grey", ".2%", 1), ("ms_per_mask", "ms/mask", ".1f", 1),

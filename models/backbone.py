@@ -1,6 +1,6 @@
 """What all networks share: one embedding of time, step size, prompt and, where asked for, guidance strength."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -9,7 +9,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from configs.backbone_cfg import BackboneCfg
+from configs.checks import ConfigError
 from models.blocks import NumberEmbedding
+from models.sketch import SketchEncoder
 from models.text import Condition, PromptProjection
 
 
@@ -27,11 +29,18 @@ def bounded(guidance: Tensor) -> Tensor:
 class Backbone(nn.Module):
     """Base of the networks (x [B,C,h,w], t [B], dt [B], Condition) -> [B,C,h,w]; ``emb`` is the embedding's width.
 
-    The parts of the guidance input exist only with ``cfg.guidance_input``; without it the strength is not looked at.
+    The parts of the guidance input exist only with ``cfg.guidance_input``, the encoder of sketches only with
+    ``cfg.sketch``; without them the strength and the sketch are not looked at. ``levels`` are the channels of the
+    features that sketches are added to, each of half the size of the one before; a network without any reads none.
     """
 
-    def __init__(self, cfg: BackboneCfg, emb: int, text_features: int, text_width: int) -> None:
+    def __init__(
+        self, cfg: BackboneCfg, emb: int, text_features: int, text_width: int, levels: Sequence[int] = ()
+    ) -> None:
         super().__init__()
+        if cfg.sketch and not levels:
+            raise ConfigError(f"backbone.sketch is {cfg.sketch}, but this network reads no sketches: leave it at 0")
+        self.sketch = SketchEncoder(cfg.sketch, levels) if cfg.sketch else None
         self.time = NumberEmbedding(emb, cfg.fastest_rate)
         self.step = NumberEmbedding(emb, cfg.fastest_rate)
         self.prompt = PromptProjection(text_features, text_width)
@@ -47,6 +56,10 @@ class Backbone(nn.Module):
         if self.guidance is not None:
             total = total + self.guidance(bounded(cond.strength))
         return F.silu(total), tokens, keep
+
+    def hints(self, cond: Condition, size: tuple[int, int]) -> list[Tensor] | None:
+        """What the sketches add to the features of each level, of which the first has ``size`` (h,w); None: nothing."""
+        return None if self.sketch is None or cond.sketch is None else self.sketch(cond.sketch, size)
 
     def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """``block(*inputs)``; with ``cfg.checkpointing`` only the inputs are kept for the backward pass.

@@ -53,9 +53,11 @@ class Plain(nn.Module):
         super().__init__()
         self.net, self.call = net, forward
 
-    def forward(self, x: Tensor, t: Tensor, dt: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
-        """x [B,C,h,w], t [B], dt [B], tokens [B,L,D], keep [B,L] -> [B,C,h,w]."""
-        return self.call(x, t, dt, Condition(tokens, keep))
+    def forward(
+        self, x: Tensor, t: Tensor, dt: Tensor, tokens: Tensor, keep: Tensor, sketch: Tensor | None = None
+    ) -> Tensor:
+        """x [B,C,h,w], t [B], dt [B], tokens [B,L,D], keep [B,L], sketch [B,1,H,W] or none -> [B,C,h,w]."""
+        return self.call(x, t, dt, Condition(tokens, keep, sketch=sketch))
 
 
 class Replayed:
@@ -68,7 +70,7 @@ class Replayed:
 
     def __call__(self, x: Tensor, t: Tensor, dt: Tensor, cond: Condition) -> Tensor:
         """As the network's own forward."""
-        inputs = (x, t, dt, cond.tokens, cond.keep)
+        inputs = (x, t, dt, cond.tokens, cond.keep, *([] if cond.sketch is None else [cond.sketch]))
         learns = torch.is_grad_enabled()
         what = learns, self.net.training, [(value.shape, value.dtype, value.requires_grad) for value in inputs]
         known = self.recordings.get(str(what))

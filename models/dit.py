@@ -106,7 +106,7 @@ class DiT(Backbone):
     """
 
     def __init__(self, cfg: DiTCfg, latent_shape: tuple[int, int, int], text_features: int, text_width: int) -> None:
-        super().__init__(cfg, cfg.width, text_features, text_width)
+        super().__init__(cfg, cfg.width, text_features, text_width, [cfg.width])
         latent_channels, height, width = latent_shape
         if height % cfg.patch_size or width % cfg.patch_size:
             raise ConfigError(
@@ -131,6 +131,8 @@ class DiT(Backbone):
         emb, tokens, keep = self.embed(t, dt, cond)  # [B,E], [B,1+L,D], [B,1+L]
         patches = split_patches(x, self.patch_size, self.wavelet).flatten(2).transpose(1, 2)  # [B,N,C*size^2]
         h = self.patch_in(patches.contiguous()) + self.positions  # [B,N,width]; a strided input makes linear slow
+        hints = self.hints(cond, self.grid)
+        h = h if hints is None else h + hints[0].flatten(2).transpose(1, 2)
         for block in self.blocks:
             h = self.run(block, h, emb, tokens, keep)
         shift, scale = self.modulation_out(emb)[:, None].chunk(2, dim=2)

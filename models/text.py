@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import warnings
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -25,11 +26,14 @@ class Condition:
     """Features of prompts: tokens [B,L,D], keep [B,L] bool (False: padding). A row without tokens is unconditional.
 
     ``guidance`` [B] is the strength that a network with a guidance input should answer for; None: 1 in every row.
+    ``sketch`` [B,1,H,W] from 0 to 1 is an image prompt for networks that read sketches (see
+    :class:`models.sketch.SketchEncoder`); a row of 0 has none, and None is that in every row.
     """
 
     tokens: Tensor
     keep: Tensor
     guidance: Tensor | None = None
+    sketch: Tensor | None = None
 
     @property
     def strength(self) -> Tensor:
@@ -44,41 +48,54 @@ class Condition:
         Rows without a prompt stay at 1: there is nothing to guide towards (see also :meth:`drop`).
         """
         asked = torch.as_tensor(w, dtype=torch.float32, device=self.keep.device).expand(len(self.keep))
-        return Condition(self.tokens, self.keep, torch.where(self.keep.any(1), asked, 1.0))
+        return replace(self, guidance=torch.where(self.keep.any(1), asked, 1.0))
 
     def drop(self, rows: Tensor) -> Condition:
-        """Forget the prompt, and with it the guidance, in the rows [B] bool that are True."""
+        """Forget the prompt, and with it the guidance, in the rows [B] bool that are True; a sketch stays."""
         guidance = None if self.guidance is None else torch.where(rows, 1.0, self.guidance)
-        return Condition(self.tokens, self.keep & ~rows[:, None], guidance)
+        return replace(self, keep=self.keep & ~rows[:, None], guidance=guidance)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        """All that is there, changed alike."""
+        guidance, sketch = (None if value is None else change(value) for value in (self.guidance, self.sketch))
+        return Condition(change(self.tokens), change(self.keep), guidance, sketch)
 
     def repeat(self, n: int) -> Condition:
         """The whole batch n times over: B rows -> n*B rows."""
-        guidance = None if self.guidance is None else self.guidance.repeat(n)
-        return Condition(self.tokens.repeat(n, 1, 1), self.keep.repeat(n, 1), guidance)
+        return self.each(lambda value: torch.cat([value] * n))
 
     def __getitem__(self, rows: slice | Tensor) -> Condition:
-        guidance = None if self.guidance is None else self.guidance[rows]
-        return Condition(self.tokens[rows], self.keep[rows], guidance)
+        return self.each(lambda value: value[rows])
 
     def concat(self, other: Condition) -> Condition:
         """These rows, then the other's; both must have the same L."""
         unguided = self.guidance is None and other.guidance is None
         guidance = None if unguided else torch.cat([self.strength, other.strength])
-        return Condition(torch.cat([self.tokens, other.tokens]), torch.cat([self.keep, other.keep]), guidance)
+        sketches = [cond.sketch for cond in (self, other) if cond.sketch is not None]
+        sketch = torch.cat([cond.sketched_like(sketches[0]) for cond in (self, other)]) if sketches else None
+        return Condition(torch.cat([self.tokens, other.tokens]), torch.cat([self.keep, other.keep]), guidance, sketch)
+
+    def sketched_like(self, other: Tensor) -> Tensor:
+        """The sketches [B,1,H,W]; where there are none, blank ones of the size of ``other`` [B',1,H,W]."""
+        return other.new_zeros(len(self.keep), *other.shape[1:]) if self.sketch is None else self.sketch
 
     def same(self) -> Tensor:
         """[B,B] bool: rows i and j have the same prompt, whatever their guidance; rows without one are all the same.
 
-        Rows are sorted, not compared pair by pair, so the cost is that of reading the tokens a few times.
+        A row with a sketch is like no other. Rows are sorted, not compared pair by pair, so the cost is that of reading
+        the tokens a few times.
         """
         kept = self.keep[..., None]
         rows = torch.cat([self.tokens.masked_fill(~kept, 0.0), kept.to(self.tokens.dtype)], dim=2)  # [B,L,D+1]
         kind = torch.unique(rows.flatten(1), dim=0, return_inverse=True)[1]  # [B]
-        return kind[:, None] == kind
+        same = kind[:, None] == kind
+        if self.sketch is None:
+            return same
+        plain = ~self.sketch.flatten(1).any(1)
+        return same & (plain[:, None] & plain | torch.eye(len(plain), dtype=torch.bool, device=plain.device))
 
     def to(self, device: torch.device) -> Condition:
-        guidance = None if self.guidance is None else self.guidance.to(device)
-        return Condition(self.tokens.to(device), self.keep.to(device), guidance)
+        return self.each(lambda value: value.to(device))
 
 
 class PromptProjection(nn.Module):

@@ -59,7 +59,8 @@ class WaveletUNet(Backbone):
 
     def __init__(self, cfg: UNetCfg, latent_shape: tuple[int, int, int], text_features: int, text_width: int) -> None:
         emb = 4 * cfg.width
-        super().__init__(cfg, emb, text_features, text_width)
+        channels = [cfg.width * m for m in cfg.multipliers]
+        super().__init__(cfg, emb, text_features, text_width, [channels[0], *channels[:-1]])
         latent_channels, height, width = latent_shape
         if height % cfg.factor or width % cfg.factor:
             raise ConfigError(
@@ -67,7 +68,6 @@ class WaveletUNet(Backbone):
                 f"{len(cfg.multipliers) - 1} times: use fewer levels, or a data.image_size whose latent is a multiple "
                 f"of {cfg.factor}"
             )
-        channels = [cfg.width * m for m in cfg.multipliers]
         self.factor = cfg.factor
         self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
 
@@ -111,7 +111,8 @@ class WaveletUNet(Backbone):
             raise ValueError(f"the latent is {tuple(x.shape[-2:])}, but it must be a multiple of {self.factor}")
         emb, tokens, keep = self.embed(t, dt, cond)  # [B,E], [B,1+L,D], [B,1+L]
 
-        h = self.conv_in(x)
+        hints = self.hints(cond, (x.shape[-2], x.shape[-1]))
+        h = self.conv_in(x) if hints is None else self.conv_in(x) + hints[0]
         skips, seen = [h], []
         for level in range(len(self.down)):
             for stage in cast(nn.ModuleList, self.down[level]):
@@ -120,6 +121,7 @@ class WaveletUNet(Backbone):
             if level < len(self.shrink):
                 seen.append(h)
                 h = self.run(self.shrink[level], h, emb)
+                h = h if hints is None else h + hints[level + 1]
                 skips.append(h)
 
         h = self.run(self.middle, h, emb, tokens, keep)

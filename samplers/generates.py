@@ -61,6 +61,7 @@ class Generates:
         negative: str = "",
         towards: tuple[str, Tensor] | None = None,
         edit: Edit | None = None,
+        sketch: Tensor | None = None,
     ) -> Tensor:
         """Probabilities [B,C,H,W] of the masks that B prompts and noise [B,Cz,h,w] give, by the averaged network.
 
@@ -72,16 +73,22 @@ class Generates:
             negative: prompt that guidance leads away from (see ``Guided``); empty: from no prompt.
             towards: a second prompt, and how far each row stands on the way to it, [B] (see ``Mixed``).
             edit: a given image; where it is kept, the answer is that image bit for bit.
+            sketch: what the masks should follow, for networks that read sketches: [1,1,H,W] for all rows, or [B,1,H,W].
         """
         others = [negative] * bool(negative.strip()) + ([towards[0]] if towards else [])
         texts = self.encode_text([*prompts, *others], noise.device)  # together, since they share one length
         rows = torch.arange(len(prompts), device=noise.device)
-        cond: Any = texts[rows]
+
+        def sketched(cond: Any) -> Any:
+            return cond if sketch is None else replace(cond, sketch=sketch.to(noise).expand(len(prompts), -1, -1, -1))
+
+        cond: Any = sketched(texts[rows])
         if towards:
-            cond = Between(cond, texts[torch.full_like(rows, len(texts.keep) - 1)], towards[1].to(noise))
+            last = texts[torch.full_like(rows, len(texts.keep) - 1)]
+            cond = Between(cond, sketched(last), towards[1].to(noise))
         options = guidance if isinstance(guidance, Guidance) else Guidance(guidance)
         if negative.strip():
-            options = replace(options, negative=texts[torch.full_like(rows, len(prompts))])
+            options = replace(options, negative=sketched(texts[torch.full_like(rows, len(prompts))]))
         z = (sampler or self.sampler).sample(
             self.average, noise, cond, steps=steps, times=times, shift=shift, guidance=options, randn=randn,
             known=None if edit is None else self.known(edit, noise.device),

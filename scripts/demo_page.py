@@ -77,6 +77,8 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
                             elem_id="negative",
                         )
                         draw = gr.Button("Draw", variant="primary", elem_id="draw")
+                    with gr.Tab("Sketch", id="sketch", visible=bool(module.cfg.backbone.sketch)):
+                        pad, sketch_prompt, sketch = sketch_fields()
                     with gr.Tab("Inpaint", id="inpaint"):
                         editor, which, source, anew, strength, inpaint_prompt, inpaint = inpaint_fields()
                     with gr.Tab("Between", id="between"):
@@ -110,6 +112,10 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
 
         def on_prompt(text: str, against: str, *fields: Any) -> Iterator[Any]:
             yield from shown(lambda: request(cfg, text, negative=against, **settings(fields)))
+
+        def on_sketch(text: str, drawing: Any, *fields: Any) -> Iterator[Any]:
+            with tempfile.TemporaryDirectory() as folder:
+                yield from shown(lambda: request(cfg, text, sketch=sketched(drawing, Path(folder)), **settings(fields)))
 
         def on_inpaint(text: str, drawing: Any, what: str, much: Any, *fields: Any) -> Iterator[Any]:
             with tempfile.TemporaryDirectory() as folder:
@@ -145,7 +151,8 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
 
         requests = []
         for button, function, fields in (
-            (draw, on_prompt, [prompt, negative]), (inpaint, on_inpaint, [inpaint_prompt, editor, anew, strength]),
+            (draw, on_prompt, [prompt, negative]), (sketch, on_sketch, [sketch_prompt, pad]),
+            (inpaint, on_inpaint, [inpaint_prompt, editor, anew, strength]),
             (between, on_between, [first, second, to_seed]),
         ):  # fmt: skip
             triggers = [button.click, *(field.submit for field in fields if isinstance(field, gr.Textbox))]
@@ -160,13 +167,25 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
     return page
 
 
+def drawing_area(name: str, colour: str, pen: int, sources: Any = (), value: Any = None) -> Any:
+    return gr.ImageEditor(
+        value, type="filepath", format="png", image_mode="RGBA", sources=sources, layers=False, transforms=(),
+        brush=gr.Brush(default_size=pen, colors=[colour], default_color=colour, color_mode="fixed"),
+        canvas_size=(CANVAS, CANVAS), fixed_canvas=True, show_label=False, elem_id=name, height=380,
+    )  # fmt: skip
+
+
+def sketch_fields() -> tuple[Any, ...]:
+    gr.Markdown("Draw an outline or a rough shape. The prompt says what it is of.")
+    paper = np.full((CANVAS, CANVAS, 3), 255, np.uint8)  # or the brush would have to be chosen first
+    pad = drawing_area("pad", "#1e293b", 12, value={"background": paper, "layers": [], "composite": None})
+    prompt = gr.Textbox(label="Prompt", value="a house", elem_id="sketch-prompt")
+    return pad, prompt, gr.Button("Draw it", variant="primary", elem_id="sketch")
+
+
 def inpaint_fields() -> tuple[Any, ...]:
     gr.Markdown("Upload a mask, or take one of the grid. Then paint over what is to be drawn anew.")
-    editor = gr.ImageEditor(
-        type="filepath", format="png", image_mode="RGBA", sources=("upload", "clipboard"), layers=False, transforms=(),
-        brush=gr.Brush(default_size=64, colors=["#f97316"], default_color="#f97316", color_mode="fixed"),
-        canvas_size=(CANVAS, CANVAS), fixed_canvas=True, show_label=False, elem_id="editor", height=380,
-    )  # fmt: skip
+    editor = drawing_area("editor", "#f97316", 64, ("upload", "clipboard"))
     with gr.Row(equal_height=True, elem_id="from-grid"):
         which = gr.Number(value=1, precision=0, label="Mask of the grid", elem_id="which", min_width=90)
         source = gr.Button("Take this one", elem_id="take", min_width=120)
@@ -219,6 +238,26 @@ def from_grid(last: Result | None, which: Any) -> list[Any]:
     return [{"background": enlarged, "layers": [], "composite": None}, gr.update(visible=False)]
 
 
+def strokes(drawing: Any) -> np.ndarray:
+    """[H,W] bool, True where the brush was; one False where it was not used."""
+    from PIL import Image
+
+    layers = (drawing or {}).get("layers") or []
+    over = [np.asarray(Image.open(layer).convert("RGBA"))[..., 3] > 0 for layer in layers]
+    return np.logical_or.reduce(over) if over else np.zeros((1, 1), bool)
+
+
+def sketched(drawing: Any, folder: Path) -> str:
+    """A file with the lines of the drawing area. Raises ConfigError where there are none."""
+    from PIL import Image
+
+    lines = strokes(drawing)
+    if not lines.any():
+        raise ConfigError("nothing is drawn yet: draw what the masks should follow")
+    Image.fromarray(lines.astype(np.uint8) * 255).save(folder / "sketch.png")
+    return str(folder / "sketch.png")
+
+
 def painted(drawing: Any, what: str, folder: Path) -> dict[str, str]:
     """``init_mask`` and ``keep`` for what is in the drawing area.
 
@@ -227,13 +266,11 @@ def painted(drawing: Any, what: str, folder: Path) -> dict[str, str]:
     """
     from PIL import Image
 
-    drawing = drawing or {}
-    if not drawing.get("background"):
+    if not (drawing or {}).get("background"):
         raise ConfigError("there is no mask to start from: upload one, or take one of the grid")
     if what == ALL:
         return {"init_mask": drawing["background"]}
-    over = [np.asarray(Image.open(layer).convert("RGBA"))[..., 3] > 0 for layer in drawing.get("layers") or []]
-    anew = np.logical_or.reduce(over) if over else np.zeros(1, bool)
+    anew = strokes(drawing)
     if not anew.any():
         raise ConfigError("nothing is painted over: paint over what is to be drawn anew, or choose to vary all of it")
     height, width = read_mask(drawing["background"]).shape

@@ -1,4 +1,4 @@
-"""A given mask to start from or to keep part of, from the files that a user names."""
+"""A given mask to start from or to keep part of, and a sketch to follow, from the files that a user names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,53 @@ from configs.checks import ConfigError
 from configs.generate_cfg import GenerateCfg
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from samplers.generates import Edit
+
+
+def read_sketch(cfg: GenerateCfg, module: Any) -> tuple[Tensor | None, dict[str, Any]]:
+    """The sketch [1,1,H,W] that ``cfg`` names, at the size of the model's masks, and what is said of it in files.
+
+    Raises:
+        DataError: a file that is no readable image.
+        ConfigError: a model that reads no sketches, or a sketch without a line.
+    """
+    if not cfg.sketch:
+        return None, {}
+    if not module.cfg.backbone.sketch:
+        raise ConfigError(f"sketch is {cfg.sketch!r}, but this model reads none: train one that does with "
+                          "--init MODEL --backbone.sketch 64 --sketch.only True, or start from a mask with --init-mask")
+    from data.images import read_mask
+    from models.checkpoint import file_hash
+
+    path = Path(cfg.sketch).expanduser()
+    return make_sketch(read_mask(path), cfg.sketch, module), {"sketch": file_hash(path)}
+
+
+def make_sketch(given: np.ndarray, name: str, module: Any) -> Tensor:
+    """A sketch [H,W] of 0/1 as the model reads it: [1,1,H,W]. Raises ConfigError (see ``read_sketch``).
+
+    If most of its frame is bright, it is dark on bright, and is turned round.
+    """
+    import torch
+
+    from data.fit import fit_masks
+
+    frame = np.concatenate([given[0], given[-1], given[:, 0], given[:, -1]])
+    drawn = 1 - given if frame.mean() > 0.5 else given
+    if not drawn.any():
+        raise ConfigError(f"sketch is {name!r}, but nothing is drawn in it: draw what the masks should follow")
+    size = module.cfg.data.image_size
+    return torch.from_numpy(fit_masks(thickened(drawn, size)[None], size)[None]).float()
+
+
+def thickened(drawn: np.ndarray, size: int) -> np.ndarray:
+    """Lines [H,W] of 0/1, thick enough to be seen when the whole is made as small as ``size``."""
+    from scipy.ndimage import maximum_filter
+
+    reach = max(drawn.shape) // size // 2
+    return drawn if reach == 0 else maximum_filter(drawn, 2 * reach + 1, mode="constant")
 
 
 def read_edit(cfg: GenerateCfg, module: Any) -> tuple[Edit | None, dict[str, Any]]:

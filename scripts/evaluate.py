@@ -21,8 +21,11 @@ from configs.evaluate_cfg import EvaluateCfg
 from configs.shipped import FOLDER, checkpoint_path
 from scripts.run import refuse_kindly
 
+SKETCHED, DRAWN = 10, 6  # rows of the picture of sketches, and masks in each
+
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
     from data.masks import MaskSet
@@ -48,7 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         module = load_mask_model(path, choose_device(cfg.accelerator))
         if module.cfg.data.channels != 1:
             raise ConfigError("this checkpoint draws ordinary images, but evaluate judges binary masks only")
-        report = evaluate(module, *load_splits(module.cfg.data), cfg)
+        train, held_out = load_splits(module.cfg.data)
+        report = evaluate(module, train, held_out, cfg)
         report = {"config": to_dict(cfg), "checkpoint_sha256": file_hash(path), **report}
         beside = Path("runs") / path.stem if path.parent == FOLDER else path.parent
         out = Path(cfg.out).expanduser() if cfg.out else beside / "evaluation.json"
@@ -56,6 +60,10 @@ def main(argv: list[str] | None = None) -> None:
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         quality_figure([as_row(beside.name, [report])], out.with_suffix(".png"))
         print(f"{as_table(report)}\n\nreport: {out}\nfigure: {out.with_suffix('.png')}")
+        if cfg.sketches:
+            picture = out.with_name(f"{out.stem}-sketches.png")
+            sketch_grid(module, held_out, cfg).save(picture)
+            print(f"sketches: {picture}")
         if out == path.parent / "evaluation.json" and (path.parent / "run.json").exists():
             report_if_possible(path.parent)
 
@@ -68,6 +76,7 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     """
     import torch
 
+    from metrics.reconstruction import iou
     from metrics.report import summaries
     from metrics.sets import grey_share
     from metrics.yardstick import Yardstick
@@ -75,6 +84,8 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
 
     if min(len(train), len(held_out)) < 2:
         raise ConfigError(f"{len(train)} training and {len(held_out)} held-out masks are too few: 2 of each are needed")
+    if cfg.sketches and not module.cfg.backbone.sketch:
+        raise ConfigError("sketches is True, but this model reads none: leave it out")
     started = time.perf_counter()
     device = choose_device(cfg.accelerator)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
@@ -95,15 +106,20 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
         # Real masks judged as if they were generated: as many, of the same prompts. What says whether they are
         # copies, or what their prompts say, is taken from the held-out masks, which no network has seen.
         others = seen[reals_like(train.prompts, prompts, generator)]
-        floors.append(yardstick.distances(others) | yardstick.memorised(real) | own)
+        sketches = sketches_of(real[order], cfg.seed + repeat) if cfg.sketches else None  # [N,1,H,W]
+        floors.append(
+            yardstick.distances(others) | yardstick.memorised(real) | own
+            | ({} if sketches is None else {"sketch_iou": float(iou(sketches[:, 0], real[order]).mean())})
+        )
         seeds = [(cfg.seed + repeat) * 10**6 + i for i in range(num)]
         for way, results in zip(ways, rows, strict=True):
-            p, seconds = draw_all(module, prompts, seeds, way, device, cfg.batch_size)
+            p, seconds = draw_all(module, prompts, seeds, replace(way, sketch=sketches), device, cfg.batch_size)
             masks = (p > 0.5).to(torch.uint8)
             results.append(
                 yardstick.distances(masks) | yardstick.memorised(masks)
                 | yardstick.adherence(masks, prompts, order, cfg.seed)
                 | {"grey": grey_share(p), "ms_per_mask": 1000 * seconds / num}
+                | ({} if sketches is None else {"sketch_iou": float(iou(masks, real[order]).mean())})
             )
 
     return {
@@ -115,6 +131,37 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
         "steps": [{"steps": way.steps} | summaries(results) for way, results in zip(ways, rows, strict=True)],
         "minutes": (time.perf_counter() - started) / 60,
     }
+
+
+def sketches_of(masks: Tensor, seed: int) -> Tensor:
+    """Sketches [N,1,H,W] of masks [N,H,W]; the stream of random numbers is left where it was."""
+    import torch
+
+    from models.sketch import rough_sketch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return rough_sketch(masks[:, None].float())
+
+
+def sketch_grid(module: Any, held_out: MaskSet, cfg: EvaluateCfg) -> Image:
+    """Some held-out masks, a sketch of each, and what is drawn from it and the prompt in the fewest steps."""
+    import torch
+
+    from scripts.pictures import mask_grid
+    from scripts.seeded import build_sampler_for, choose_device, draw, recipes
+
+    order = draw_order(len(held_out), min(SKETCHED, len(held_out)), torch.Generator().manual_seed(cfg.seed))
+    real, prompts = torch.from_numpy(held_out.images[order]), [held_out.prompts[i] for i in order]
+    sketches = sketches_of(real, cfg.seed)
+    sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
+    (way,) = recipes(sampler, [min(cfg.steps)], None, cfg)
+    device, drawn = choose_device(cfg.accelerator), []
+    for prompt, sketch in zip(prompts, sketches, strict=True):
+        one = replace(way, sketch=sketch[None])
+        drawn.append(list((draw(module, [prompt] * DRAWN, range(DRAWN), one, device)[:, 0] > 0.5).numpy()))
+    blocks = {"sketch": [[x.numpy()] for x in sketches[:, 0]], f"in {way.steps}": drawn}
+    return mask_grid(blocks | {"its mask": [[x.numpy()] for x in real]}, prompts, 64)
 
 
 def choose_features(judge: Judge, cfg: EvaluateCfg, device: torch.device) -> FeatureNet:
@@ -178,20 +225,26 @@ def reals_like(available: list[str], wanted: list[str], generator: torch.Generat
 def draw_all(
     module: Any, prompts: list[str], seeds: list[int], way: Recipe, device: torch.device, batch_size: int
 ) -> tuple[Tensor, float]:
-    """Probabilities [N,H,W] and the seconds they took, after one small call to warm up."""
+    """Probabilities [N,H,W] and the seconds they took, after one small call to warm up. ``way.sketch``: [N,1,H,W]."""
     import torch
     from tqdm import tqdm
 
     from scripts.seeded import draw, followed
 
-    draw(module, prompts[:batch_size], seeds[:batch_size], replace(way, steps=1), device)
+    def part(rows: slice) -> Recipe:
+        return way if way.sketch is None else replace(way, sketch=way.sketch[rows])
+
+    first = slice(batch_size)
+    draw(module, prompts[first], seeds[first], replace(part(first), steps=1), device)
     started, parts = time.perf_counter(), []
     with tqdm(total=len(seeds), desc=f"{way.steps} steps", unit=" masks", leave=False, mininterval=0.5) as bar:
         for at in range(0, len(seeds), batch_size):
             rows = slice(at, at + batch_size)
-            asked = prompts[rows]
+            asked, now = prompts[rows], part(rows)
 
-            def once(own: Sequence[int], seeds: Sequence[int], asked: list[str] = asked) -> list[Tensor]:
+            def once(
+                own: Sequence[int], seeds: Sequence[int], asked: list[str] = asked, way: Recipe = now
+            ) -> list[Tensor]:
                 return list(draw(module, [asked[i] for i in own], seeds, way, device))
 
             parts += [p[0] for p in followed(way.tries, asked, seeds[rows], 0.5, once)]

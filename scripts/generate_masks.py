@@ -131,16 +131,17 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         FileNotFoundError: no prompts file.
     """
     from models.checkpoint import file_hash
-    from scripts.edits import read_edit
+    from scripts.edits import read_edit, read_sketch
     from scripts.seeded import build_sampler_for, recipes, useful_tries
 
     prompts = read_prompts(cfg)
     tries = 1 if cfg.on_a_way else useful_tries(cfg.tries, prompts, module.cfg.data.channels)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
     edit, about = read_edit(cfg, module)
+    sketch, said = read_sketch(cfg, module)
     negative, to_prompt = folded(cfg.negative_prompt), None if cfg.to_prompt is None else folded(cfg.to_prompt)
     ways = recipes(
-        sampler, cfg.steps, cfg.time_list, cfg, edit=edit, negative=negative, to_prompt=to_prompt,
+        sampler, cfg.steps, cfg.time_list, cfg, edit=edit, sketch=sketch, negative=negative, to_prompt=to_prompt,
         to_seed=cfg.to_seed, tries=tries,
     )
     shared = {
@@ -150,7 +151,7 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         "threshold": cfg.threshold, "precision": cfg.precision,
         "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
     }  # fmt: skip
-    further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about}
+    further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about, **said}
     further["tries"] = tries if tries > 1 else None
     shared |= {name: value for name, value in further.items() if value is not None}
     steps = [way.steps for way in ways]

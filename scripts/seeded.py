@@ -49,6 +49,8 @@ class Recipe:
     """The same for the seed."""
     edit: "Edit | None" = None
     """A given mask to start from or to keep part of."""
+    sketch: Tensor | None = None
+    """What the masks should follow beside their prompts: [1,1,H,W] for all of them, or one each [B,1,H,W]."""
     tries: int = 1
     """Draw a mask that is not what its caption of geometry says anew, from other seeds, until so many were drawn."""
     bf16: bool = False
@@ -143,6 +145,8 @@ def draw(
         how["towards"] = recipe.to_prompt, torch.tensor(blends, dtype=torch.float64)
     if recipe.edit is not None:
         how["edit"] = recipe.edit
+    if recipe.sketch is not None:
+        how["sketch"] = recipe.sketch
     # TF32 keeps ten bits of a product: rounding would then exceed DOUBT.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), exact, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):

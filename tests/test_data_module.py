@@ -155,6 +155,10 @@ def test_cached_latents_are_those_of_the_images_that_would_have_been_shown(hflip
             assert latents["index"].equal(expected["index"])
             assert latents["prompt"] == expected["prompt"]
             assert latents["moments"].equal(torch.cat([expected["image"], 10 * expected["image"]], dim=1))
+    module.use_latents(moments, with_images=True)
+    for beside, expected in zip(_epoch(module, 1), shown[1], strict=True):
+        assert beside["image"].equal(expected["image"])
+        assert beside["moments"].equal(torch.cat([expected["image"], 10 * expected["image"]], dim=1))
     assert "image" in next(iter(module.val_dataloader()))
 
 

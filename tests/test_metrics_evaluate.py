@@ -1,6 +1,7 @@
 """The evaluation around a fake module whose masks are exactly those that the prompt asks for."""
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -8,14 +9,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.backbone_cfg import UNetCfg
 from configs.checks import ConfigError
 from configs.diffusion_cfg import Stage2Cfg
 from configs.evaluate_cfg import EvaluateCfg
 from configs.sampler_cfg import ShortcutCfg
 from data.masks import MaskSet
 from metrics.geometry import describe
+from metrics.reconstruction import iou
 from metrics.report import as_table, summary
-from scripts.evaluate import draw_order, evaluate, reals_like
+from scripts.evaluate import draw_order, evaluate, reals_like, sketches_of
 
 
 def bars(n: int, seed: int, prompt: str = "") -> MaskSet:
@@ -109,6 +112,32 @@ def test_captions_of_geometry_are_no_classes_and_are_followed_as_often_as_the_ma
     assert (found["count"], found["size"], found["shape"]) == (1.0, 1.0, 1.0)  # always one bar of 20 pixels of 256
     assert 0 < found["place"] < 1  # its place is the noise's
     assert "place right" in as_table(report)
+
+
+class Following(Perfect):
+    """Draws the left half of the sketch that it is shown."""
+
+    cfg = replace(Perfect.cfg, backbone=UNetCfg(sketch=32))
+
+    def generate(self, prompts: list[str], noise: Tensor, *, sketch: Tensor, **how: Any) -> Tensor:
+        assert len(sketch) == len(prompts)
+        return 0.98 * sketch * (torch.arange(16) < 8) + 0.01
+
+
+def test_masks_are_compared_with_the_mask_whose_sketch_was_shown():
+    held_out = bars(60, 1)
+    cfg = EvaluateCfg("x", steps=(1,), sketches=True, search=0, classifier_steps=30)
+    report = evaluate(Following(), bars(100, 0), held_out, cfg)
+    real = torch.from_numpy(held_out.images)[draw_order(60, 60, torch.Generator().manual_seed(0))]
+    sketches = sketches_of(real, 0)[:, 0]
+    assert report["real"]["sketch_iou"]["mean"] == pytest.approx(float(iou(sketches, real).mean()))
+    half = sketches * (torch.arange(16) < 8)
+    assert report["steps"][0]["sketch_iou"]["mean"] == pytest.approx(float(iou(half, real).mean()))
+    assert "IoU to sketch" in as_table(report)
+    with pytest.raises(ConfigError, match="reads none"):
+        evaluate(Perfect(), bars(100, 0), held_out, EvaluateCfg("x", sketches=True))
+    with pytest.raises(ConfigError, match="tries"):
+        EvaluateCfg("x", sketches=True, tries=2)
 
 
 def test_prompts_have_the_frequencies_of_the_held_out_split():

@@ -72,10 +72,10 @@ def test_every_command_of_the_readme_parses() -> None:
 
 
 def test_every_preset_is_valid_and_the_readme_names_it() -> None:
-    assert STAGE_1.keys() == STAGE_2.keys()
-    for name in STAGE_1:
-        STAGE_1[name]()
-        STAGE_2[name]()
+    begun = {name for name, make in STAGE_2.items() if make().init}  # which bring their own stage 1
+    assert STAGE_1.keys() == STAGE_2.keys() - begun
+    for name, make in (*STAGE_1.items(), *STAGE_2.items()):
+        make()
         assert f"`{name}`" in TEXT
 
 

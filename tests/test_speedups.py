@@ -32,7 +32,8 @@ class Shift(nn.Module):
         self.weight = nn.Parameter(torch.tensor(2.0))
 
     def forward(self, x: Tensor, t: Tensor, dt: Tensor, cond: Condition) -> Tensor:
-        return self.weight * x + (t - dt)[:, None] + (cond.tokens * cond.keep[..., None]).sum((1, 2))[:, None]
+        answer = self.weight * x + (t - dt)[:, None] + (cond.tokens * cond.keep[..., None]).sum((1, 2))[:, None]
+        return answer if cond.sketch is None else answer + self.weight * cond.sketch.sum((1, 2, 3))[:, None]
 
 
 def call(rows: int, **condition: Any) -> tuple[Tensor, Tensor, Tensor, Condition]:
@@ -89,6 +90,15 @@ def test_further_shapes_and_prompts_with_guidance_are_computed_as_ever() -> None
     with torch.no_grad():  # neither a training step nor a call of a network that is done: nothing to record it for
         net(*call(1))
     assert len(seen) == MOST
+
+
+def test_a_recording_sees_the_sketches_of_each_call() -> None:
+    net, twin, seen = Shift(), Shift(), []  # type: ignore[var-annotated]  # likewise
+    net.forward = Replayed(net, noting(seen, "training"), noting(seen, "answer"))
+    for sketched in (True, False, True):
+        inputs = call(4, sketch=torch.rand(4, 1, 6, 6)) if sketched else call(4)
+        assert net(*inputs).equal(twin(*inputs))
+    assert seen == [("training", 4), ("training", 4)]
 
 
 def test_nothing_is_replaced_unless_it_is_asked_for() -> None:
