@@ -281,6 +281,34 @@ def test_only_what_is_painted_over_is_drawn_anew(page: Any) -> None:
 
 
 @pytest.mark.slow
+def test_a_sketch_is_drawn_and_the_masks_heed_it(page: Any) -> None:
+    page.get_by_role("tab", name="Sketch").click()
+    assert "nothing is drawn yet" in complaint(page, "sketch").lower()
+    canvas = page.locator("#pad canvas").first
+    canvas.scroll_into_view_if_needed()
+    page.wait_for_timeout(1500)
+    box = canvas.bounding_box()
+    corners = [(0.5, 0.12), (0.84, 0.5), (0.5, 0.88), (0.16, 0.5), (0.5, 0.12)]  # the paper is from 0.14 to 0.86
+    at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for x, y in at:
+        page.mouse.move(x, y, steps=8)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
+    fill(page, "sketch-prompt", "a square")
+    fill(page, "num", 4)
+    masks = press(page, "sketch", 4)
+    assert page.listed[0]["text"] == "a square"
+    assert len(page.listed[0]["sketch"]) == 64
+    page.get_by_role("tab", name="Prompt").click()
+    fill(page, "prompt", "a square")
+    plain = press(page, "draw", 4)
+    assert "sketch" not in page.listed[0]
+    assert all((a != b).any() for a, b in zip(masks, plain, strict=True))
+
+
+@pytest.mark.slow
 def test_a_way_leads_from_one_prompt_to_another(page: Any) -> None:
     page.get_by_role("tab", name="Between").click()
     fill(page, "from", "a heart")
