@@ -14,4 +14,8 @@ fi
 if [ "$#" -gt 0 ]; then
   exec .venv/bin/python -m pytest "$@"
 fi
-exec .venv/bin/python -m pytest -q  # tests/conftest.py runs the fast ones first
+cores=$(.venv/bin/python -c 'import os; print(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count())')
+workers=$((cores < 4 ? cores : 4))  # each with its share of the cores; tests/conftest.py puts the fast ones first
+OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((cores / workers < 4 ? cores / workers : 4))}
+export OMP_NUM_THREADS
+exec .venv/bin/python -m pytest -q --numprocesses "$workers" --dist worksteal

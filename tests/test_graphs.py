@@ -93,4 +93,4 @@ def test_missing_packages_and_other_endings_are_named(
         graphs.require_packages(".onnx")
     with pytest.raises(SystemExit):
         export(["--checkpoint", "animals", "--format", "onnx", "--out", str(tmp_path / "a.safetensors")])
-    assert "ends in .onnx" in capsys.readouterr().err
+    assert "ends in .onnx" in " ".join(capsys.readouterr().err.split())  # whose lines break by the length of the path
