@@ -90,7 +90,7 @@ def trained(
     torch.manual_seed(0)
     train = replace(TINY_2.train, strategy=strategy, max_steps=steps, val_every=100, checkpoint_parts=parts)
     optim = replace(TINY_2.optim, final_lr=1.0)  # a schedule that does not depend on the number of steps
-    backbone = replace(TINY_2.backbone, checkpointing=resume is not None)
+    backbone = replace(TINY_2.backbone, sketch=32, checkpointing=resume is not None)
     data = replace(TINY_2.data, source=ShardSource(str(shards), shuffle=4), limit=0)
     cfg = replace(TINY_2, train=train, data=replace(data, batch_size=4), optim=optim, backbone=backbone)
     module = DiffusionModule(cfg, AutoencoderModule(TINY_1))

@@ -1,6 +1,8 @@
 """What the benchmark prints and saves; and that its parts run, on tiny networks."""
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,7 @@ from configs.checks import ConfigError
 from configs.cli import parse
 from configs.sampler_cfg import FlowCfg
 from scripts.benchmarks import training
+from scripts.benchmarks.generation import peak_memory
 from scripts.benchmarks.report import Report, interleaved, machine, meets
 from scripts.benchmarks.step import operations, stage_2_step
 
@@ -84,3 +87,14 @@ def test_the_parts_of_training_run(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"pipeline_to_bare_loop_ratio", "default_to_flow_ratio", "stage_2_bf16_to_fp32_ratio",
             "wait_stage_1_folder_ratio", "wait_stage_2_icons64_ratio"} <= ratios.keys()  # fmt: skip
     assert all(0 < value < 1000 for value in ratios.values())
+
+
+def test_the_peak_memory_of_a_command_is_its_own_and_not_what_this_process_holds() -> None:
+    held = bytearray(300 * 2**20)
+    held[:: 2**12] = b"x" * len(held[:: 2**12])  # touched, so that it is there
+    nothing = peak_memory([sys.executable, "-c", "pass"])
+    assert nothing < 100
+    much = peak_memory([sys.executable, "-c", "held = bytearray(120 * 2**20); held[::4096] = b'x' * len(held[::4096])"])
+    assert nothing + 115 < much < nothing + 140
+    with pytest.raises(subprocess.CalledProcessError):
+        peak_memory([sys.executable, "-c", "raise SystemExit(3)"])
