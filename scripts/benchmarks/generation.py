@@ -25,7 +25,7 @@ from scripts.seeded import Recipe
 ANIMALS = tuple(f"a {name}" for name in ("giraffe", "horse", "cat", "bird", "cow", "bear", "zebra", "dog", "sheep"))
 BATCH = 64
 MODEL = "animals"
-IN_MEMORY = Path("/dev/shm")  # Linux's file system in memory: what a disk takes to make a file is not ours
+IN_MEMORY = Path("/dev/shm")
 ALONE = """
 import os, subprocess, sys
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
@@ -38,6 +38,11 @@ sys.exit(os.waitstatus_to_exitcode(status))
 def shipped(device: torch.device, bf16: bool = False) -> MaskModel:
     """The 32-pixel model that comes with the project."""
     return load_mask_model(checkpoint_path(MODEL), device, bf16)
+
+
+def in_memory() -> Path | None:
+    """A folder of Linux's file system in memory, if there is one: what a disk takes to make a file is not ours."""
+    return IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
 
 
 def to_files(
@@ -78,7 +83,6 @@ def speed(setting: Setting, report: Report) -> None:
     way = Recipe(module.sampler, 1, guidance=Guidance(), bf16=setting.bf16)
     numbers = list(range(BATCH))
     masks = draw_masks(module, plan, numbers, way, device, 0.5)
-    in_memory = os.access(IN_MEMORY, os.W_OK)
 
     def draw_all() -> None:
         for _ in range(batches):
@@ -93,9 +97,7 @@ def speed(setting: Setting, report: Report) -> None:
     times = interleaved(
         {
             "files": lambda: to_files(module, count, 1, setting, precision=precision) / count,
-            "files_in_memory": lambda: to_files(
-                module, count, 1, setting, IN_MEMORY if in_memory else None, precision=precision
-            ) / count,
+            "files_in_memory": lambda: to_files(module, count, 1, setting, in_memory(), precision=precision) / count,
             "files_fp32": lambda: to_files(exact, count, 1, setting) / count,
             "bare": lambda: elapsed(lambda: [forward() for _ in range(batches)], device) / (BATCH * batches),
             "draw": lambda: elapsed(draw_all, device) / (BATCH * batches),
@@ -105,7 +107,7 @@ def speed(setting: Setting, report: Report) -> None:
         setting.cfg.rounds,
     )
     report.ratio("files_to_bare_networks", times["files"], times["bare"], "<= 1.3")
-    if in_memory:
+    if in_memory():
         report.ratio("files_in_memory_to_bare_networks", times["files_in_memory"], times["bare"], "<= 1.3")
     in_turn = [draw + write for draw, write in zip(times["draw"], times["write"], strict=True)]
     report.ratio("files_to_draw_then_write", times["files"], in_turn)
