@@ -197,6 +197,17 @@ def press(page: Any, button: str, masks: int) -> list[np.ndarray]:
         return [np.asarray(Image.open(BytesIO(file.read(row["file_name"])))) > 0 for row in listed]
 
 
+def settled(page: Any, selector: str) -> dict[str, float]:
+    """Where an element is on the page, once it has been there for a second and a half."""
+    element, boxes = page.locator(selector).first, []
+    element.scroll_into_view_if_needed()
+    while len(boxes) < 6 or any(box != boxes[-1] for box in boxes[-6:]):
+        assert len(boxes) < 200, f"{selector} does not come to rest"
+        boxes.append(element.bounding_box())
+        page.wait_for_timeout(300)
+    return dict(boxes[-1])
+
+
 def complaint(page: Any, button: str) -> str:
     page.click(f"button#{button}")
     page.wait_for_selector("#message .message")
@@ -256,8 +267,7 @@ def test_only_what_is_painted_over_is_drawn_anew(page: Any) -> None:
     page.wait_for_timeout(1500)  # the picture gets onto the canvas
     fill(page, "inpaint-prompt", "an umbrella")
     assert "nothing is painted over" in complaint(page, "inpaint").lower()
-    page.locator("#editor canvas").first.scroll_into_view_if_needed()
-    box = page.locator("#editor canvas").first.bounding_box()
+    box = settled(page, "#editor canvas")
     at = [(box["x"] + 0.65 * box["width"], box["y"] + (0.3 + 0.1 * k) * box["height"]) for k in range(4)]
     page.mouse.move(*at[0])
     page.mouse.down()
@@ -284,10 +294,7 @@ def test_only_what_is_painted_over_is_drawn_anew(page: Any) -> None:
 def test_a_sketch_is_drawn_and_the_masks_heed_it(page: Any) -> None:
     page.get_by_role("tab", name="Sketch").click()
     assert "nothing is drawn yet" in complaint(page, "sketch").lower()
-    canvas = page.locator("#pad canvas").first
-    canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)
-    box = canvas.bounding_box()
+    box = settled(page, "#pad canvas")
     corners = [(0.5, 0.12), (0.84, 0.5), (0.5, 0.88), (0.16, 0.5), (0.5, 0.12)]  # the paper is from 0.14 to 0.86
     at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
     page.mouse.move(*at[0])

@@ -37,7 +37,9 @@ def test_every_row_names_tests_that_exist_or_says_why_not() -> None:
     assert unheld == UNHELD
 
 
-def unproven(collected: dict[str, bool], chosen: set[str], outcomes: dict[str, set[str]], marked: str) -> list[str]:
+def unproven(
+    collected: dict[str, bool], chosen: set[str], outcomes: dict[str, set[str]], marked: str, elsewhere: set[str]
+) -> list[str]:
     """What a run whose tests all passed leaves open of docs/faults.md; tests/conftest.py asks at the end of each run.
 
     Args:
@@ -45,8 +47,10 @@ def unproven(collected: dict[str, bool], chosen: set[str], outcomes: dict[str, s
         chosen: of these, what the run was to run.
         outcomes: how the cases of each test ended.
         marked: "faults", "not faults" (the two commands, which run all between them), or anything else: a selection.
+        elsewhere: files that another run holds.
     """
     named = {name for row in rows() if not row[2].startswith("no test: ") for name in row[2].split(", ")}
+    named = {name for name in named if name.split("::")[0] not in elsewhere}
     known, found = named & collected.keys(), []
     if {name.split("::")[0] for name in named} <= {name.split("::")[0] for name in collected}:  # no single files
         found += [f"{name} was not collected" for name in named - known]
@@ -61,15 +65,21 @@ def test_a_named_test_that_did_not_run_or_pass_is_found() -> None:
     first, second, third = list(dict.fromkeys(named))[:3]
     collected = {first: False, second: True, third: False}
     passed = {first: {"passed"}, third: {"passed"}}
-    assert unproven(collected, {first, third}, passed, "not faults") == []
-    assert unproven(collected, {first}, passed, "not faults") == [f"{third} was left out"]
-    assert unproven(collected, {first}, passed, "slow") == []
-    assert unproven(collected, set(), {}, "faults") == [f"{second} was left out"]
-    assert unproven(collected, {first, third}, {first: {"passed", "skipped"}}, "not faults") == sorted(
+    assert unproven(collected, {first, third}, passed, "not faults", set()) == []
+    assert unproven(collected, {first}, passed, "not faults", set()) == [f"{third} was left out"]
+    assert unproven(collected, {first}, passed, "slow", set()) == []
+    assert unproven(collected, set(), {}, "faults", set()) == [f"{second} was left out"]
+    assert unproven(collected, {first, third}, {first: {"passed", "skipped"}}, "not faults", set()) == sorted(
         [f"{first}: passed, skipped", f"{third}: did not run"]
     )
     everything = {f"{name.split('::')[0]}::test_other": False for row in rows() for name in row[2].split(", ")}
-    lost = unproven(everything | collected, set(everything) | {first, third}, passed, "not faults")
+    lost = unproven(everything | collected, set(everything) | {first, third}, passed, "not faults", set())
     assert f"{first} was not collected" not in lost
     assert all(line.endswith(" was not collected") for line in lost)
     assert len(lost) > 20
+    file = next(name for name in named if name.split("::")[0] != first.split("::")[0]).split("::")[0]
+    rest = {name: marked for name, marked in everything.items() if not name.startswith(file)}
+    assert not unproven(rest, set(rest), {name: {"passed"} for name in rest}, "not faults", set())  # single files
+    others = unproven(rest, set(rest), {name: {"passed"} for name in rest}, "not faults", {file})
+    assert others
+    assert not any(line.startswith(file) for line in others)
