@@ -79,7 +79,8 @@ def sampled(unet: Any, vae: Any, scheduler: Any, steps: int, states: Tensor, noi
 
 def compare(setting: Setting, report: Report) -> None:
     """Generation and a training step of theirs beside ours."""
-    report.title("diffusers' networks of equal parameters / ours (per mask, files in memory; per training step)")
+    where = "in memory" if in_memory() else "on disk"
+    report.title(f"diffusers' networks of equal parameters / ours (per mask, files {where}; per training step)")
     if find_spec("diffusers") is None:
         report.note("rivals", "not measured: diffusers is not installed (bash scripts/setup.sh --tests)")
         return
