@@ -64,9 +64,11 @@ class MaskDataModule(L.LightningDataModule):
         """Where the mask of this "index" of a training batch came from."""
         return self._stream.name(index) if self._stream else self.train_set.names[index]
 
-    def batches_an_epoch(self, processes: int) -> int:
-        """Training batches of each process; a stream has no end."""
-        return sys.maxsize if self.streams else max(1, len(self.train_set) // processes // self.cfg.batch_size)
+    def batches_an_epoch(self, processes: int, group: int) -> int:
+        """Training batches of each process, in whole groups of ``group``; a stream has no end."""
+        if self.streams:
+            return sys.maxsize
+        return max(1, len(self.train_set) // processes // self.cfg.batch_size // group) * group
 
     def prepare_data(self) -> None:
         prepare(self.cfg)
@@ -118,7 +120,8 @@ class MaskDataModule(L.LightningDataModule):
             return self._stream_loader(rank, world)
         batch_size = self._batch_size(len(self.train_set) // world)
         done = partial(_batches_done, trainer) if trainer else None
-        sampler = EpochSampler(len(self.train_set), batch_size, self.seed, rank, world, done)
+        group = trainer.accumulate_grad_batches if trainer else 1
+        sampler = EpochSampler(len(self.train_set), batch_size, self.seed, rank, world, done, group)
         if self._moments is None:
             images = ImageDataset(self.train_set, self.cfg.augment, self.seed)
             return self._loader(images, batch_size, self.cfg.workers, sampler=sampler, drop_last=True)

@@ -35,30 +35,40 @@ def uniform(seed: int, epoch: np.ndarray, index: np.ndarray, stream: int) -> np.
 class EpochSampler(Sampler[tuple[int, int]]):
     """(epoch, index) keys of one rank: the share ``[rank::world]`` of a shuffle that depends on (seed, epoch) alone.
 
-    All ranks get equally many; up to ``world - 1`` masks wait for another epoch. The epoch travels with each index, so
-    that loader processes which outlive an epoch draw the right augmentation.
+    All ranks get equally many, with ``group`` above 1 whole groups of batches; what is left over waits for another
+    epoch. The epoch travels with each index, so that loader processes which outlive an epoch draw the right
+    augmentation.
 
     Args:
+        group: batches of one update of the weights (train.accumulate).
         batches_done: batches of this rank that the training has finished so far, when it can be asked. It then decides
             the epoch and how many batches of it to leave out, which makes a resumed run go on with the batches not
             yet seen. Otherwise the epoch is what ``set_epoch`` said, and starts at its first batch.
 
     Raises:
-        DataError: fewer masks than processes.
+        DataError: fewer masks than processes, or than one update of the weights wants of each.
     """
 
     def __init__(
         self, size: int, batch_size: int, seed: int, rank: int = 0, world: int = 1,
-        batches_done: Callable[[], int] | None = None,
+        batches_done: Callable[[], int] | None = None, group: int = 1,
     ) -> None:  # fmt: skip
         if size < world:
             raise DataError(f"{size} training masks cannot be shared by {world} processes; use fewer devices")
         self.size, self.batch_size, self.seed, self.rank, self.world = size, batch_size, seed, rank, world
         self.batches_done = batches_done
+        self.share = size // world
+        if group > 1:
+            self.share -= self.share % (group * batch_size)
+            if self.share == 0:
+                raise DataError(
+                    f"train.accumulate is {group}, but each process has only {size // world // batch_size} batches of "
+                    f"{batch_size} masks in an epoch: lower train.accumulate or data.batch_size"
+                )
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.size // self.world
+        return self.share
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch

@@ -70,7 +70,9 @@ def require_space(folder: Path, module: nn.Module) -> None:
     """Raise ConfigError where the checkpoints of ``module`` (weights, two moments for those trained) have no room."""
     weights = sum(value.nbytes for value in module.state_dict().values())
     moments = sum(2 * p.nbytes for p in module.parameters() if p.requires_grad)
-    already = sum(path.stat().st_size for path in {folder / LAST, folder / BEST} if path.exists())
+    files = [file for path in (folder / LAST, folder / BEST) for file in (path.iterdir() if path.is_dir() else [path])]
+    found = [file.stat() for file in files if file.exists()]  # both names are often of one file
+    already = sum({(each.st_dev, each.st_ino): each.st_size for each in found}.values())
     need, free = AT_ONCE * (weights + moments) - already, shutil.disk_usage(folder).free
     if free < need:
         raise ConfigError(
@@ -124,7 +126,9 @@ class Checkpoints(Checkpoint):
             print(f"goes on after the masks seen so far, but not bit by bit: {', '.join(changed)}", flush=True)
         was, each = (made["processes"] * made["batch_size"] for made in (before, now))
         if was != each:
-            batches = trainer.datamodule.batches_an_epoch(now["processes"])  # type: ignore[attr-defined]  # undeclared there
+            # Lightning sets the data module on its trainer without declaring it.
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            batches = data.batches_an_epoch(now["processes"], trainer.accumulate_grad_batches)
             move(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], was, each, batches)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

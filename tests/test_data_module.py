@@ -105,6 +105,13 @@ def _keys(sampler: EpochSampler, epoch: int) -> list[tuple[int, int]]:
     return list(sampler)
 
 
+@pytest.mark.parametrize(("size", "world", "batches"), [(49, 1, 12), (49, 2, 6), (24, 2, 3)])
+def test_an_epoch_has_whole_groups_of_batches(size: int, world: int, batches: int) -> None:
+    sampler = EpochSampler(size, 4, 0, 0, world, group=3)
+    assert len(sampler) == len(list(sampler)) == 4 * batches
+    assert list(sampler) == list(EpochSampler(size, 4, 0, 0, world))[: 4 * batches]
+
+
 def test_fewer_masks_than_processes_is_an_error() -> None:
     with pytest.raises(DataError, match="2 training masks cannot be shared by 3 processes"):
         EpochSampler(2, 1, 0, 0, 3)

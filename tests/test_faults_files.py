@@ -135,6 +135,14 @@ def test_too_little_room_is_found_before_training(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(0, 0, 35_000_000))
     with pytest.raises(ConfigError, match="35 MB free, but checkpoints need about 36 MB"):
         require_space(tmp_path, net)
+    (tmp_path / "last.ckpt").write_bytes(bytes(500_000))
+    os.link(tmp_path / "last.ckpt", tmp_path / "best.ckpt")  # as most are: one file, whose room counts once
+    with pytest.raises(ConfigError, match="checkpoints need about 36 MB"):
+        require_space(tmp_path, net)
+    (tmp_path / "best.ckpt").unlink()
+    (tmp_path / "best.ckpt").mkdir()  # a checkpoint in parts
+    (tmp_path / "best.ckpt" / "shard").write_bytes(bytes(600_000))
+    require_space(tmp_path, net)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_training(

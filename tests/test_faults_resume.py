@@ -15,6 +15,7 @@ from conftest import TINY_1, TINY_2
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.data_cfg import AugmentCfg, ShardSource
+from data.masks import DataError
 from data.sources import load_splits
 from models.checkpoint import CheckpointError
 from models.steps import StepRoutine
@@ -105,6 +106,25 @@ def test_stopped_by_a_signal_and_resumed_is_unbroken(
         assert end.value.code == 128 + number
         assert content(tmp_path / "parts" / "last.ckpt")["global_step"] == step
     same_training(whole, train(cfg, tmp_path / "parts", resume="auto"))
+
+
+def test_updates_from_several_batches_take_whole_groups_and_resume_unbroken(
+    sent: Callable[[int, int], None], tmp_path: Path
+) -> None:
+    """With five or six batches an epoch, of which each update takes four; the others wait for another epoch."""
+    cfg = small(TINY_1, batch_size=2)
+    cfg = replace(cfg, train=replace(cfg.train, accumulate=4))
+    whole = train(cfg, tmp_path / "whole")
+    assert (tmp_path / "whole" / "best.ckpt").exists()  # validations came when they were due
+    progress = content(whole)["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
+    assert progress["processed"] == 4 * STEPS
+    for number, step in ((signal.SIGTERM, 1), (signal.SIGINT, 2)):
+        sent(number, step)
+        with pytest.raises(SystemExit):
+            train(cfg, tmp_path / "parts", resume="auto")
+    same_training(whole, train(cfg, tmp_path / "parts", resume="auto"))
+    with pytest.raises(DataError, match=r"accumulate is 9, but each process has only [56] batches of 2"):
+        train(replace(cfg, train=replace(cfg.train, accumulate=9)), tmp_path / "none")
 
 
 @pytest.mark.parametrize(("stage", "workers"), [(1, 2), (2, 0)])
