@@ -22,7 +22,7 @@ def main(argv: list[str] | None = None) -> None:
     with refuse_kindly("export"):
         print(as_text(cfg), flush=True)
         out = export(cfg)
-        print(f"model: {out} ({out.stat().st_size / 1e6:.1f} MB)\nabout it: {out.with_suffix('.json')}")
+        print(f"model: {out} ({out.stat().st_size / 1e6:.1f} MB)\nabout it: {told_in(out)}")
 
 
 def export(cfg: ExportCfg) -> Path:
@@ -35,7 +35,7 @@ def export(cfg: ExportCfg) -> Path:
     source = checkpoint_path(cfg.checkpoint)
     beside = source.parent / "model" if source.parent != FOLDER else Path("runs") / source.stem
     out = Path(cfg.out).expanduser() if cfg.out else beside.with_suffix(f".{cfg.format}")
-    for path in (out, out.with_suffix(".json")):
+    for path in (out, told_in(out)):
         if path.exists() and not cfg.overwrite:
             raise FileExistsError(f"{path} is already there: name another file with --out, or add --overwrite True")
 
@@ -46,8 +46,13 @@ def export(cfg: ExportCfg) -> Path:
     if not content[KEY]["complete"]:
         print(f"warning: the training of {source} was not finished", file=sys.stderr)
     about = export_weights(content, out, cfg) if cfg.format == "safetensors" else export_graph(source, out, cfg)
-    write_text(out.with_suffix(".json"), json.dumps(about, indent=2) + "\n")
+    write_text(told_in(out), json.dumps(about, indent=2) + "\n")
     return out
+
+
+def told_in(out: Path) -> Path:
+    """The JSON file about an export: model.json, or model.onnx.json, since a graph may lie beside the weights."""
+    return out.with_suffix(".json") if out.suffix == ".safetensors" else out.with_name(f"{out.name}.json")
 
 
 def export_weights(content: dict[str, Any], out: Path, cfg: ExportCfg) -> dict[str, Any]:
@@ -68,11 +73,11 @@ def export_weights(content: dict[str, Any], out: Path, cfg: ExportCfg) -> dict[s
 
 def export_graph(source: Path, out: Path, cfg: ExportCfg) -> dict[str, Any]:
     """Write the graph; prints how it compares with the model, and returns what is told beside it."""
-    from diffusion import load_diffusion
     from models.checkpoint import file_hash
     from scripts.graphs import write_graph
+    from scripts.mask_model import load_mask_model
 
-    module = load_diffusion(source)
+    module = load_mask_model(source)
     told = write_graph(module, out, cfg.steps)
     print(f"largest difference from the model: {told['largest_error']:.1e} of a probability")
     for rows, times in told["milliseconds"].items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from configs.checks import ConfigError
-from configs.whole_file import write_whole
+from configs.whole_file import PREFIX, write_whole
 from models.text import Condition
 from samplers import Guidance
 
@@ -37,7 +38,10 @@ class Drawer(nn.Module):
         self.net, self.vae, self.sampler = module.average, module.autoencoder.average, module.sampler
         self.register_buffer("mean", module.autoencoder.latent_mean)
         self.register_buffer("std", module.autoencoder.latent_std)
-        self.grid: list[float] = self.sampler.times(steps).tolist()
+        try:
+            self.grid: list[float] = self.sampler.times(steps).tolist()
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
 
     def forward(self, noise: Tensor, tokens: Tensor, keep: Tensor) -> Tensor:
         cond = Condition(tokens, keep)
@@ -66,6 +70,18 @@ def as_program(drawer: Drawer, inputs: tuple[Tensor, ...]) -> torch.export.Expor
         return torch.export.export(drawer, inputs, dynamic_shapes=shapes, strict=True)
 
 
+def written(program: torch.export.ExportedProgram, path: Path) -> Callable[..., Tensor]:
+    """Write ``path`` (.onnx or .pt2) and read it back: (noise, tokens, keep) -> probabilities."""
+    if path.suffix == ".onnx":
+        made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=["masks"],
+                                 verbose=False)  # fmt: skip
+        content = made.model_proto.SerializeToString()  # type: ignore[union-attr]  # None without dynamo
+        write_whole(path, lambda file: file.write(content))
+        return run_onnx(path)
+    write_whole(path, lambda file: torch.export.save(program, file))
+    return torch.export.load(path).module()
+
+
 def write_graph(module: Any, path: Path, steps: int) -> dict[str, Any]:
     """Write ``path`` (.onnx or .pt2), read it back, and compare it with the model it was made of.
 
@@ -81,22 +97,20 @@ def write_graph(module: Any, path: Path, steps: int) -> dict[str, Any]:
     drawer = Drawer(module, steps).eval().requires_grad_(False)
     program = as_program(drawer, example(module, 3))
     path.parent.mkdir(parents=True, exist_ok=True)
-    if kind == ".onnx":
-        made = torch.onnx.export(program, dynamo=True, opset_version=OPSET, input_names=INPUTS, output_names=["masks"],
-                                 verbose=False)  # fmt: skip
-        content = made.model_proto.SerializeToString()  # type: ignore[union-attr]  # None without dynamo
-        write_whole(path, lambda file: file.write(content))
-        drawn = run_onnx(path)
-    else:
-        write_whole(path, lambda file: torch.export.save(program, file))
-        drawn = torch.export.load(path).module()
-    error = 0.0
-    for rows in (1, 5):  # other sizes than that of the example
-        inputs = example(module, rows)
-        with torch.no_grad():
-            error = max(error, float((drawn(*inputs) - drawer(*inputs)).abs().max()))
-    if not error <= TOLERANCE:
-        raise ConfigError(f"{path} answers something else than the model: probabilities differ by {error:.2g}")
+    fresh = path.with_name(f"{PREFIX}{path.stem}.new{kind}")  # what fails the check never gets the final name
+    try:
+        drawn = written(program, fresh)
+        error = 0.0
+        for rows in (1, 5):  # other sizes than that of the example
+            inputs = example(module, rows)
+            with torch.no_grad():
+                error = max(error, float((drawn(*inputs) - drawer(*inputs)).abs().max()))
+        if not error <= TOLERANCE:
+            raise ConfigError(f"{path} is not written: its graph answers something else than the model "
+                              f"(probabilities differ by {error:.2g})")  # fmt: skip
+        os.replace(fresh, path)
+    finally:
+        fresh.unlink(missing_ok=True)
     latency = {
         f"{rows}_masks": {"pytorch": milliseconds(drawer, example(module, rows)),
                           kind.removeprefix("."): milliseconds(drawn, example(module, rows))}

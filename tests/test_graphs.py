@@ -10,13 +10,14 @@ import pytest
 import torch
 
 from configs.checks import ConfigError
-from configs.sampler_cfg import DDPMCfg
+from configs.sampler_cfg import DDIMCfg, DDPMCfg
 from diffusion import DiffusionModule
 from models.text import locate_encoder
 from samplers import build_sampler
 from scripts import graphs
 from scripts.export import main as export
 from scripts.graphs import Drawer, example, write_graph
+from scripts.mask_model import load_mask_model
 
 ROOT = Path(__file__).parents[1]
 ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -38,7 +39,9 @@ def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: Dif
     content = {"state_dict": tiny_diffusion.state_dict(), "global_step": 7}
     tiny_diffusion.on_save_checkpoint(content)
     torch.save(content, tmp_path / "a.ckpt")
+    export(["--checkpoint", str(tmp_path / "a.ckpt")])
     export(["--checkpoint", str(tmp_path / "a.ckpt"), "--format", kind, "--steps", "2"])
+    load_mask_model(tmp_path / "model.safetensors")  # the graph beside it has a JSON file of its own
     path = tmp_path / f"model.{kind}"
     drawn = graphs.run_onnx(path) if kind == "onnx" else torch.export.load(path).module()
     inputs = example(tiny_diffusion, 2)
@@ -46,7 +49,7 @@ def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: Dif
     longer = (noise, torch.cat([tokens, torch.randn(2, 5, 384)], 1), torch.cat([keep, torch.ones(2, 5) > 0], 1))
     for given in (inputs, longer, tuple(value[:1] for value in inputs)):
         torch.testing.assert_close(drawn(*given), Drawer(tiny_diffusion, 2)(*given), rtol=0, atol=1e-4)
-    about = json.loads(path.with_suffix(".json").read_text())
+    about = json.loads(path.with_name(f"{path.name}.json").read_text())
     assert about["largest_error"] <= 1e-4
     assert about["inputs"] == {
         "noise": ["masks", 4, 8, 8], "tokens": ["masks", "tokens", 384], "keep": ["masks", "tokens"],
@@ -75,8 +78,15 @@ def test_a_graph_that_answers_something_else_is_an_error(
     monkeypatch.setattr(graphs, "as_program", lambda *args: Wrong())
     monkeypatch.setattr(torch.export, "save", lambda program, file: file.write(b"a graph"))
     monkeypatch.setattr(torch.export, "load", lambda path: Wrong())
-    with pytest.raises(ConfigError, match="answers something else than the model: probabilities differ by 0"):
+    with pytest.raises(ConfigError, match=r"answers something else than the model \(probabilities differ by 0"):
         write_graph(tiny_diffusion, tmp_path / "a.pt2", 1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_more_steps_than_a_diffusion_network_has_are_refused(tiny_diffusion: DiffusionModule) -> None:
+    tiny_diffusion.sampler = build_sampler(DDIMCfg(timesteps=8, steps=8))
+    with pytest.raises(ConfigError, match="at most 8"):
+        Drawer(tiny_diffusion, 9)
 
 
 def test_a_sampler_that_draws_noise_is_refused(tiny_diffusion: DiffusionModule) -> None:
