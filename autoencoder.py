@@ -49,12 +49,12 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
     @torch.no_grad()
     def measure_latents(self, batches: Iterable[Tensor]) -> None:
         """Set ``latent_mean`` and ``latent_std`` to the moments of posterior samples of the images [B,C,H,W]."""
-        count, total, squares = 0, torch.zeros(()), torch.zeros(())
+        count, total, squares = 0, torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for x in batches:
             posterior = self.average.encode(x.to(self.latent_mean.device))
-            mean, variance = posterior.mean.double(), posterior.logvar.double().exp()
-            total = total.to(mean) + mean.sum(dim=(0, 2, 3))
-            squares = squares.to(mean) + (mean.square() + variance).sum(dim=(0, 2, 3))
+            mean, variance = posterior.mean.cpu().double(), posterior.logvar.cpu().double().exp()  # MPS has no float64
+            total = total + mean.sum(dim=(0, 2, 3))
+            squares = squares + (mean.square() + variance).sum(dim=(0, 2, 3))
             count += mean.shape[0] * mean.shape[2] * mean.shape[3]
         if not count:
             raise ValueError("the latent statistics need at least one image, and there was none")

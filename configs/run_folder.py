@@ -37,6 +37,12 @@ def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
                 f"train.run_dir {folder} already holds a training: continue it with --train.resume auto, "
                 "or name another folder"
             )
+        elsewhere = cfg.resume not in ("none", "auto") and Path(cfg.resume).parent.resolve() != folder.resolve()
+        if elsewhere and (folder / "last.ckpt").exists():
+            raise ConfigError(
+                f"train.run_dir {folder} already holds another training than that of train.resume {cfg.resume}: "
+                "name another folder"
+            )
     else:
         if cfg.resume == "auto":
             raise ConfigError("train.resume is 'auto', but no folder is named: add --train.run-dir FOLDER")

@@ -22,7 +22,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        os.chmod(name, 0o666 & ~_umask())  # mkstemp's files are for their owner alone
+        os.chmod(name, 0o666 & ~umask())  # mkstemp's files are for their owner alone
         os.replace(name, path)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -63,7 +63,8 @@ def sweep(folder: Path) -> None:
                 part.unlink()
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that new files of this process lack."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

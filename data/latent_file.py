@@ -31,9 +31,14 @@ def read_latents(folder: Path, key: str) -> Tensor | None:
     path = folder / f"{key}.npy"
     try:
         moments = np.load(path, mmap_mode="c", allow_pickle=False)  # copies of what is written to; nothing writes
-        path.touch()
-    except (OSError, ValueError, EOFError):  # not there, or not what it was
+    except OSError:  # not there
         return None
+    except (ValueError, EOFError):  # not what it was: make room for a whole one
+        with contextlib.suppress(OSError):
+            path.unlink()
+        return None
+    with contextlib.suppress(OSError):  # another user's file
+        path.touch()
     return torch.from_numpy(moments)
 
 

@@ -51,25 +51,30 @@ def go_on() -> None:
 class Drawing(L.Callback):
     """Draws samples in a validation, which may take long."""
 
-    def __init__(self) -> None:
+    def __init__(self, steps: tuple[int, ...]) -> None:
+        self.steps = steps
         self.pause: Callable[[], None] = go_on
         """Called between batches, by all ranks alike; it may raise to break off the validation."""
+
+    def counts(self, module: Any) -> list[int]:
+        """The step counts to draw in: those that the sampler can take."""
+        return [steps for steps in self.steps if steps <= module.sampler.path.most_steps]
 
 
 class SamplePreview(Drawing):
     """Grids of samples at several step counts, from the same prompts and noise at every validation."""
 
     def __init__(self, prompts: list[str], seed: int, steps: tuple[int, ...] = (1, 4, 32), rows: int = 8) -> None:
-        super().__init__()
+        super().__init__(steps)
         self.prompts = [prompt for prompt in dict.fromkeys(prompts)][:rows]
-        self.seed, self.steps = seed, steps
+        self.seed = seed
 
     def on_validation_epoch_end(self, trainer: L.Trainer, pl_module: Any) -> None:
         per_prompt = 8
         prompts = [prompt for prompt in self.prompts for _ in range(per_prompt)]
         generator = torch.Generator().manual_seed(self.seed)
         noise = torch.randn(len(prompts), *pl_module.latent_shape, generator=generator).to(pl_module.device)
-        for steps in self.steps:  # on every rank: sharded networks need all of them
+        for steps in self.counts(pl_module):  # on every rank: sharded networks need all of them
             self.pause()
             masks = pl_module.generate(prompts, noise, steps=steps)
             add_picture(trainer, f"samples/{steps}_steps", masks, per_prompt, self.prompts)

@@ -40,9 +40,9 @@ class QualityMonitor(Drawing):
         self, train: Prompted, held_out: Prompted, num: int, seed: int, folder: Path,
         steps: tuple[int, ...] = (1, 4, 32),
     ) -> None:
-        super().__init__()
+        super().__init__(steps)
         self.train, self.held_out = train, held_out
-        self.num, self.seed, self.folder, self.steps = num, seed, folder, steps
+        self.num, self.seed, self.folder = num, seed, folder
         self.yardstick: Yardstick | None = None
         self.ready = False
         self.began, self.spent = time.monotonic(), 0.0
@@ -55,7 +55,7 @@ class QualityMonitor(Drawing):
         self.prepare(trainer, pl_module)
         own, prompts, noise = self.questions(pl_module, trainer.world_size)
         numbers: dict[str, float] = {}
-        for steps in self.steps:
+        for steps in self.counts(pl_module):
             masks = self.draw(trainer, pl_module, prompts, noise, steps)
             if trainer.is_global_zero:
                 numbers |= self.judge(pl_module, masks, prompts, own, steps)

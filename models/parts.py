@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from configs.whole_file import PREFIX, SUFFIX, write_whole
+from configs.whole_file import PREFIX, SUFFIX, umask, write_whole
 
 ABOUT = "about.pt"
 ENDING = ".parts"
@@ -107,7 +107,7 @@ def _finish(folder: Path, path: Path, shapes: Mapping[str, tuple[int, ...]], res
     files = {file.name: file.stat().st_size for file in sorted(folder.iterdir())}
     about = {**rest, PARTS: {"files": files, "shapes": {name: list(shape) for name, shape in shapes.items()}}}
     write_whole(folder / ABOUT, lambda file: torch.save(about, file))
-    os.chmod(folder, 0o777 & ~_umask())  # that of mkdtemp is for its owner alone
+    os.chmod(folder, 0o777 & ~umask())  # that of mkdtemp is for its owner alone
     number = 1
     while os.path.lexists(named := path.parent / f"{path.stem}-{rest.get('global_step', 0)}-{number}{ENDING}"):
         number += 1
@@ -118,12 +118,6 @@ def _finish(folder: Path, path: Path, shapes: Mapping[str, tuple[int, ...]], res
         if old.name not in wanted:
             shutil.rmtree(old, ignore_errors=True)
     return named.name
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def point(path: Path, target: str) -> None:

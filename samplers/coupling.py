@@ -18,10 +18,10 @@ def paired(noise: Tensor, x1: Tensor, same: Tensor | None = None) -> Tensor:
     from scipy.optimize import linear_sum_assignment
 
     # |noise - x1|^2 = |noise|^2 + |x1|^2 - 2 noise x1, whose first two terms are the same for every assignment
-    cost = -(x1.flatten(1).double() @ noise.flatten(1).double().T)  # [B data, B noise]
+    cost = -(x1.flatten(1).cpu().double() @ noise.flatten(1).cpu().double().T)  # [B data, B noise]
     if same is not None:
-        cost = cost.masked_fill(~same.to(cost.device), FORBIDDEN)
-    _, order = linear_sum_assignment(cost.cpu().numpy())
+        cost = cost.masked_fill(~same.cpu(), FORBIDDEN)
+    _, order = linear_sum_assignment(cost.numpy())
     return noise[torch.from_numpy(order).to(noise.device)]
 
 
@@ -31,8 +31,9 @@ def plug_in_velocity(x_t: Tensor, t: Tensor, x1: Tensor, same: Tensor) -> Tensor
     Each mask j that shares a prompt with row i (``same`` [B,B] bool) could have led to x_t with the noise
     (x_t - t x1_j)/(1 - t), and counts by that noise's density: plug-in velocity of ESC (2512.11831).
     """
-    flat, points = x_t.flatten(1).double(), x1.flatten(1).double()  # [B,D]
-    time = t.double()[:, None]
+    wide = torch.float32 if x_t.device.type == "mps" else torch.float64  # MPS has no float64
+    flat, points = x_t.flatten(1).to(wide), x1.flatten(1).to(wide)  # [B,D]
+    time = t.to(wide)[:, None]
     distance = flat.square().sum(1)[:, None] - 2 * time * (flat @ points.T) + time**2 * points.square().sum(1)  # [B,B]
     score = (-distance / (2 * (1 - time) ** 2)).masked_fill(~same, float("-inf"))
     mean = (score.softmax(1) @ points).to(x_t.dtype).view_as(x_t)  # E[x1 | x_t]

@@ -86,11 +86,18 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
 
     ranks = ranks or Ranks()
     plan, ways = planned(module, cfg)
-    out = output_folder(cfg) if ranks.world == 1 else Path(cfg.out).expanduser()
+    out = Path(cfg.out).expanduser()  # without a name, the first process finds one
     device = choose_device(cfg.accelerator)
 
     def begin() -> None:
-        prepare_folder(output_folder(cfg), plan, cfg)
+        nonlocal out
+        while True:
+            out = output_folder(cfg)
+            try:
+                return prepare_folder(out, plan, cfg)
+            except FileExistsError:  # another process has just made the folder of this number
+                if cfg.out:
+                    raise
 
     def end() -> None:
         draw_grid(out, plan, cfg.size)

@@ -105,7 +105,7 @@ def output_folder(cfg: GenerateCfg) -> Path:
         beside = checkpoint_path(cfg.checkpoint).parent
         if beside == FOLDER:
             beside = Path("runs")
-        return next(path for n in range(1, 10**6) if not (path := beside / f"masks-{n}").exists())
+        return next(path for n in range(1, 10**6) if not os.path.lexists(path := beside / f"masks-{n}"))
     out = Path(cfg.out).expanduser()
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"out is {cfg.out!r}, which is a file: name a folder")
@@ -128,8 +128,9 @@ def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
 
     Raises:
         ConfigError: the generation to resume had other settings.
+        FileExistsError: another process has just made this folder, where none was named.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    out.mkdir(parents=True, exist_ok=bool(cfg.out))
     for begun in (out / PLAN, out / MANIFEST):
         if begun.is_file() and cfg.resume:
             check_same(begun, plan)

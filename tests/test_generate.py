@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from configs.generate_cfg import GenerateCfg
 from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
 from data.folder import load_folder
 from samplers import SamplerMismatch
+from scripts import generate_masks
 from scripts.generate_masks import generate_to_folder, main, read_prompts
 from scripts.mask_files import output_folder, slug, unique_slugs
 
@@ -155,6 +157,19 @@ def test_a_folder_in_use_is_refused_and_overwriting_removes_only_what_its_manife
     assert list(files(out)) == ["a-dog-0000.png"]
     assert (out / "mine.png").read_bytes() == b"precious"
     assert output_folder(GenerateCfg(checkpoint, prompt=("x",))) == Path(checkpoint).parent / "masks-1"
+
+
+def test_two_generations_without_a_name_never_share_a_folder(checkpoint, monkeypatch):
+    """The second finds the same free number, and the first has made it in between."""
+    cfg = GenerateCfg(checkpoint, prompt=("a cat",), num=2)
+    first = generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+    found = iter([first, output_folder(cfg)])
+    monkeypatch.setattr(generate_masks, "output_folder", lambda cfg: next(found))
+    before = files(first)
+    second = generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, seed=5))
+    assert (first.name, second.name) == ("masks-1", "masks-2")
+    assert files(first) == before
+    assert len(files(second)) == 2
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,8 @@ def test_the_files_used_longest_ago_go(tmp_path: Path) -> None:
 def test_a_damaged_file_is_encoded_again(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "k.npy").write_bytes(content)
     assert read_latents(tmp_path, "k") is None
+    keep_latents(tmp_path, "k", torch.ones(2, 3))
+    assert torch.equal(read_latents(tmp_path, "k"), torch.ones(2, 3))
 
 
 def test_a_folder_that_cannot_be_written_is_a_warning(tmp_path: Path) -> None:

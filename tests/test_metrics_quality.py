@@ -7,7 +7,17 @@ from typing import Any
 import torch
 from test_metrics_evaluate import Same, bars
 
+from configs.sampler_cfg import DDIMCfg, ShortcutCfg
+from metrics.callbacks import Drawing
 from metrics.quality import Prompted, QualityMonitor
+from samplers import build_sampler
+
+
+def test_a_diffusion_network_is_drawn_in_no_more_steps_than_it_has() -> None:
+    module = SimpleNamespace(sampler=build_sampler(DDIMCfg(timesteps=8, steps=8)))
+    assert Drawing((1, 4, 32)).counts(module) == [1, 4]
+    module.sampler = build_sampler(ShortcutCfg())
+    assert Drawing((1, 4, 32)).counts(module) == [1, 4, 32]
 
 
 def test_the_real_masks_beside_the_samples_are_drawn_from_all_kinds(tmp_path: Path) -> None:
