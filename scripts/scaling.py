@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from configs.backbone_cfg import DiTCfg, UNetCfg
 from configs.checks import positive, require
 from configs.cli import parse
-from configs.presets import ICON_UNET, SMALL_UNET
+from configs.presets import ICON_UNET, LONG_TRAJECTORY, SMALL_UNET
 
 if TYPE_CHECKING:
     import torch
@@ -29,8 +29,9 @@ GPU_SPEED = 0.35 * 989e12
 """Operations per second that a training is taken to reach: an assumption, 35 % of an H100's bf16 peak."""
 SAMPLES = 50e6
 """Masks of a whole training, all epochs together."""
-TEACHER = 0.25
-"""Forward passes of the teacher per training row: a quarter of the rows at two forwards each, every other step."""
+PATHS = LONG_TRAJECTORY.share / LONG_TRAJECTORY.per_path * (1 - LONG_TRAJECTORY.begin)
+TEACHER = PATHS * LONG_TRAJECTORY.nodes * 2
+"""Forward passes of the teacher per training row, on average over a training; with guidance each node asks two."""
 
 
 @dataclass(frozen=True)
