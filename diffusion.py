@@ -120,7 +120,8 @@ class DiffusionModule(Generates, L.LightningModule):
             reseed(self.cfg.train.seed, 0, self.global_rank, batch_idx)
             x1, cond = self.latents(batch), self.condition(batch)
             loss, parts = self.sampler.loss(
-                self.average, x1, cond, teacher=self.average, measure=self.measure,
+                self.average, x1, cond, teacher=self.teacher if self.cfg.ema.teacher_decay == 1 else self.average,
+                measure=self.measure,
                 perceptual=self.autoencoder.perceptual_error,
             )
         scores = {"val/loss": loss} | {f"val/{name}": value for name, value in parts.items()}
@@ -129,7 +130,8 @@ class DiffusionModule(Generates, L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         for twin, decay in ((self.average, self.cfg.ema.decay), (self.teacher, self.cfg.ema.teacher_decay)):
-            ema_update_(twin, self.net, warmed_decay(decay, self.global_step))
+            if decay < 1:  # at 1 it stays as it began
+                ema_update_(twin, self.net, warmed_decay(decay, self.global_step))
 
     def configure_optimizers(self) -> Any:
         return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps, lambda: time_used(self))
@@ -146,6 +148,8 @@ def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> Diff
     with whole(path, MAKE):
         autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
         module = DiffusionModule(from_dict(Stage2Cfg, about["config"]), autoencoder, about["data"])
-        module.load_state_dict(with_twins(content["state_dict"]))
+        # An export holds nothing of how errors are weighed: that begins anew.
+        own = {name: value for name, value in module.state_dict().items() if name.startswith("measure.")}
+        module.load_state_dict(own | with_twins(content["state_dict"]))
         module.complete = about["complete"]
     return module.to(device).eval().requires_grad_(False)

@@ -24,6 +24,7 @@ from configs.checks import ConfigError, require
 from configs.cli import as_text, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.run_folder import choose_run_dir, describe_run, newest_complete, release
+from configs.sampler_cfg import FlowMapCfg, TrajectoryCfg
 from configs.shipped import checkpoint_path
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import write_text
@@ -34,7 +35,7 @@ from data.module import MaskDataModule
 from data.sources import data_fingerprint
 from diffusion import MAKE, DiffusionModule, load_diffusion
 from metrics.callbacks import Drawing, ReconstructionMonitor, SamplePreview
-from metrics.geometry import recaptioned
+from metrics.geometry import are_captions, recaptioned
 from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
 from metrics.run_report import report_if_possible
@@ -127,6 +128,12 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     try:
         data.prepare_data()
         data.setup("fit")
+        if kind == "diffusion" and not cfg.data.augment.is_none and are_captions(data.train_set.prompts):
+            raise DataError(
+                f"prompts such as {data.train_set.prompts[0]!r} say where things are, which is false of a mask that "
+                "is mirrored, turned or moved: leave data.augment.hflip, vflip, rot90, affine and elastic at 0, and "
+                "take --data.augment.versions, which makes captions anew"
+            )
     except DataError:
         release(run_dir)
         with contextlib.suppress(OSError):
@@ -213,6 +220,13 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
     if not cfg.init:
         require(not cfg.sketch.only, "sketch.only", True, "False without a trained network beside the encoder: "
                 "name one with --init")  # fmt: skip
+        require(cfg.ema.teacher_decay < 1, "ema.teacher_decay", cfg.ema.teacher_decay,
+                "below 1 where no --init names a model: the teacher would stay as random as it begins")  # fmt: skip
+        if isinstance(cfg.sampler, TrajectoryCfg) and cfg.sampler.jumps_at_once:
+            raise ConfigError(
+                f"sampler.jumps_from is {cfg.sampler.jumps_from:g}, but it must be above sampler.begin "
+                f"({cfg.sampler.begin:g}) where no --init names a model that has learned jumps"
+            )
         return cfg, None
     if cfg.autoencoder != "auto":
         raise ConfigError(f"init is {cfg.init!r}, which brings its own autoencoder: leave autoencoder at auto, "
@@ -225,8 +239,26 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
     if cfg.sketch.only and not asked:
         raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
                           "such as 64")  # fmt: skip
+    require_teacher(cfg, source)
     backbone = replace(source.cfg.backbone, sketch=asked)
     return replace(cfg, backbone=backbone, text=source.cfg.text), source
+
+
+def require_teacher(cfg: Stage2Cfg, source: DiffusionModule) -> None:
+    """Raises ConfigError where the model of ``cfg.init`` cannot teach what it is asked for from the first step on."""
+    learned = source.cfg.sampler
+    if cfg.ema.teacher_decay == 1 and cfg.backbone.sketch and not source.cfg.backbone.sketch:
+        raise ConfigError(f"ema.teacher_decay is 1, but init {cfg.init!r} reads no sketches and would teach to leave "
+                          "them aside: train its encoder with a decay below 1")  # fmt: skip
+    if not isinstance(cfg.sampler, TrajectoryCfg) or not cfg.sampler.jumps_at_once:
+        return
+    if not isinstance(learned, FlowMapCfg):
+        raise ConfigError(f"sampler.jumps_from is {cfg.sampler.jumps_from:g}, but init {cfg.init!r} was trained with "
+                          f"{source.sampler.name}, which learns no jumps: set it above sampler.begin "
+                          f"({cfg.sampler.begin:g})")  # fmt: skip
+    for name in ("train_guidance", "most_guidance"):
+        own, theirs = getattr(cfg.sampler, name), getattr(learned, name)
+        require(own == theirs, f"sampler.{name}", own, f"{theirs:g}, which the jumps of init {cfg.init!r} hold")
 
 
 def begin_with(module: DiffusionModule, source: DiffusionModule) -> None:

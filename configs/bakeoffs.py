@@ -7,7 +7,7 @@ from typing import TypeVar
 from configs.autoencoder_cfg import KLCfg, Stage1Cfg, VarianceExpansionCfg
 from configs.backbone_cfg import Backbone, DiTCfg
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
-from configs.presets import SHORTCUT, SMALL_UNET, SMALL_VAE, stage1_animals, stage2_animals_tiny
+from configs.presets import SHORTCUT, SMALL_UNET, SMALL_VAE, TRAJECTORY, stage1_animals, stage2_animals_tiny
 from configs.sampler_cfg import (
     FlowCfg,
     FlowMapCfg,
@@ -142,6 +142,17 @@ def late() -> dict[str, Entrant]:
     return found
 
 
+def finish() -> dict[str, Entrant]:
+    """The preset, and the same with paths of jumps towards the end."""
+    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    samplers = {
+        "trajectory": TRAJECTORY,
+        "jumps": replace(TRAJECTORY, jumps_from=0.8, jump_per_path=3),
+        "jumps-sooner": replace(TRAJECTORY, begin=0.6, jumps_from=0.75, jump_per_path=3),
+    }
+    return {name: Entrant(replace(base, sampler=sampler), stage_1) for name, sampler in samplers.items()}
+
+
 def networks() -> dict[str, Entrant]:
     """Wavelet UNet (with gates and band skips, and without), convolutional UNet and DiT under the same objective."""
     base, stage_1 = stage2_animals_tiny(), stage1_animals()
@@ -181,5 +192,5 @@ def latents() -> dict[str, Entrant]:
 
 
 PLANS: dict[str, Callable[[], dict[str, Entrant]]] = {
-    "objectives": objectives, "parts": parts, "late": late, "networks": networks, "latents": latents,
+    "objectives": objectives, "parts": parts, "late": late, "finish": finish, "networks": networks, "latents": latents,
 }

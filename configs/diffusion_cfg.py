@@ -36,11 +36,11 @@ class EMACfg:
     decay: float = 0.999
     """Average that generates masks."""
     teacher_decay: float = 0.95
-    """Faster average that gives the self-consistency targets."""
+    """Faster average that gives the self-consistency targets; 1: the model of init, which stays as it is."""
 
     def __post_init__(self) -> None:
         fraction("ema.decay", self.decay, below_one=True)
-        fraction("ema.teacher_decay", self.teacher_decay, below_one=True)
+        fraction("ema.teacher_decay", self.teacher_decay)
 
 
 @dataclass(frozen=True)

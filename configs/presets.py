@@ -32,6 +32,10 @@ LONG_TRAJECTORY = TrajectoryCfg(
     train_guidance=2.0, begin=0.5, share=0.22, every=4, one_step_atom=0.5, loss_power=0.5, flow_power=0.5,
     consistency_weight=2.0,
 )
+# For a trained model: its single step learns where its own four jumps lead, the other steps to stay as they are.
+ONE_STEP_TRAJECTORY = TrajectoryCfg(
+    train_guidance=2.0, jumps_from=0.0, share=0.86, every=1, one_step_atom=0.5, loss_power=0.5, consistency_weight=2.0,
+)
 LONG_EMA = EMACfg(0.9995, 0.999)
 SMALL_UNET = UNetCfg(width=64, multipliers=(1, 2), blocks=2, attention_sizes=(4,))
 ICON_UNET = UNetCfg(width=128, multipliers=(1, 1), blocks=1, attention_sizes=(8, 4))
@@ -107,6 +111,19 @@ def stage2_animals() -> Stage2Cfg:
     )
 
 
+def stage2_animals_one_step() -> Stage2Cfg:
+    """The single step of the model animals brought near its four steps: an hour and a half on two cores."""
+    return replace(
+        stage2_animals(),
+        init="animals",
+        data=replace(ANIMALS, batch_size=256),
+        sampler=ONE_STEP_TRAJECTORY,
+        optim=OptimCfg(lr=5e-4, warmup_steps=100),
+        ema=EMACfg(0.999, 1.0),
+        train=TrainerCfg(max_steps=10000, val_every=1000),
+    )
+
+
 def stage2_icons() -> Stage2Cfg:
     """64x64 icons from any caption; for a GPU."""
     return Stage2Cfg(
@@ -177,6 +194,7 @@ STAGE_2: dict[str, Callable[[], Stage2Cfg]] = {
     "animals-tiny": stage2_animals_tiny,
     "animals": stage2_animals,
     "icons": stage2_icons,
+    "animals-one-step": stage2_animals_one_step,
     "icons-sketch": stage2_icons_sketch,
     "folder": stage2_folder,
     "mnist": stage2_mnist,

@@ -201,20 +201,37 @@ class LagrangianCfg(FlowMapCfg):
 class TrajectoryCfg(FlowMapCfg):
     """Self-distillation along whole paths of the network's own flow: targets come from velocities alone.
 
-    It suits a slow teacher (ema.teacher_decay near ema.decay) and a late begin.
+    It suits a slow teacher (ema.teacher_decay near ema.decay) and a late begin. A trained model's single step is
+    brought near its several steps by paths of jumps (``jumps_from`` 0) of a teacher that stays as it is
+    (ema.teacher_decay 1).
     """
 
     nodes: int = 8
     """Solver steps of each path; with guidance, each is a teacher call on two rows."""
     per_path: int = 4
     """Consistency rows that share a path."""
+    jumps_from: float = 1.0
+    """Share of the training after which the teacher takes its paths by its own jumps in place of velocities: they hold
+    guidance, so few calls on one row each are enough (1: never; 0: for a teacher that has learned them, see init)."""
+    jump_nodes: int = 4
+    """Jumps of each path from then on."""
+    jump_per_path: int = 2
+    """Consistency rows that share a path from then on."""
     jitter: float = 0.5
     """By how much of a step the nodes move at random, so that steps of any length are met (0: even steps)."""
 
+    @property
+    def jumps_at_once(self) -> bool:
+        """Whether no path is ever taken by velocities, so that the teacher must have learned jumps before."""
+        return self.jumps_from < 1 and self.jumps_from <= self.begin
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        require(self.nodes >= 2, "sampler.nodes", self.nodes, "at least 2")
-        positive("sampler.per_path", self.per_path)
+        fraction("sampler.jumps_from", self.jumps_from)
+        for name in ("nodes", "jump_nodes"):
+            require(getattr(self, name) >= 2, f"sampler.{name}", getattr(self, name), "at least 2")
+        for name in ("per_path", "jump_per_path"):
+            positive(f"sampler.{name}", getattr(self, name))
         require(0 <= self.jitter <= 1, "sampler.jitter", self.jitter, "from 0 to 1")
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 from configs.autoencoder_cfg import Stage1Cfg
@@ -57,14 +58,16 @@ def stepper(entrant: Entrant, bf16: bool, device: Any) -> Callable[[], float]:
 
 
 def mean_over_training(sampler: Sampler, seconds: Callable[[Any], float]) -> float:
-    """Mean of ``seconds(when)`` over a training: what it is before self-consistency begins, and a cycle of it after."""
+    """Mean of ``seconds(when)`` over a training: a cycle of steps of each of its phases, weighed by their lengths."""
     from samplers import When
 
-    every, begin = getattr(sampler, "every", 1), getattr(sampler, "begin", 0.0)
+    every = getattr(sampler, "every", 1)
     numbers = range(max(4, every) // every * every)  # whole cycles, of four steps or more
-    late = statistics.mean(seconds(When(number, 1.0)) for number in numbers)
-    early = statistics.mean(seconds(When(number, 0.0)) for number in range(2)) if begin else 0.0
-    return begin * early + (1 - begin) * late
+    starts = sorted({0.0, getattr(sampler, "begin", 0.0), getattr(sampler, "jumps_from", 1.0), 1.0})
+    return sum(
+        (end - start) * statistics.mean(seconds(When(number, start)) for number in numbers)
+        for start, end in pairwise(starts)
+    )
 
 
 def main(argv: list[str] | None = None) -> None:

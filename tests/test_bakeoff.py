@@ -12,7 +12,7 @@ from configs import bakeoffs
 from configs.bakeoff_cfg import BakeoffCfg
 from configs.bakeoffs import PLANS, Entrant
 from configs.checks import ConfigError
-from configs.sampler_cfg import FlowCfg, ShortcutCfg, SoFlowCfg
+from configs.sampler_cfg import FlowCfg, ShortcutCfg, SoFlowCfg, TrajectoryCfg
 from metrics.comparison import as_markdown, gather, quality_figure
 from samplers import When
 from scripts import bakeoff
@@ -131,6 +131,15 @@ def test_the_cost_of_a_step_weighs_what_comes_before_and_after_self_consistency_
         return 3.0 if when.step % every == 0 and when.progress >= begin else 1.0
 
     assert mean_over_training(cfg, seconds) == pytest.approx(expected)
+
+
+def test_the_cost_of_a_step_weighs_paths_by_velocities_and_by_jumps() -> None:
+    cfg = TrajectoryCfg(begin=0.5, jumps_from=0.9, share=0.2, every=2)
+
+    def seconds(when: When) -> float:
+        return 1.0 if when.step % 2 or when.progress < 0.5 else 5.0 if when.progress < 0.9 else 3.0
+
+    assert mean_over_training(cfg, seconds) == pytest.approx(0.5 * 1 + 0.4 * 3 + 0.1 * 2)
 
 
 def test_plain_flow_matching_costs_its_step() -> None:

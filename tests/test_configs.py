@@ -17,7 +17,7 @@ from configs.data_cfg import DataCfg, FolderSource
 from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import STAGE_1, STAGE_2
 from configs.run_folder import choose_run_dir, release
-from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, ShortcutCfg
+from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, ShortcutCfg, TrajectoryCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 ROOT = Path(__file__).parents[1]
@@ -80,6 +80,7 @@ def test_foreign_fields_and_kinds_are_refused() -> None:
         (lambda: DiTCfg(depth=0), "backbone.depth is 0"),
         (lambda: ShortcutCfg(grid=100), "a power of two"),
         (lambda: ShortcutCfg(share=0.5, every=2), "below 1/sampler.every"),
+        (lambda: TrajectoryCfg(jumps_from=1.5), "sampler.jumps_from is 1.5"),
         (lambda: DDPMCfg(zero_terminal_snr=True, prediction="eps"), "at pure noise"),
         (lambda: DDIMCfg(eta=2.0), "sampler.eta is 2.0"),
         (lambda: Stage1Cfg(data=DataCfg(image_size=34)), "take a multiple of 4, such as 32"),

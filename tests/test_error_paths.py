@@ -6,24 +6,30 @@
 import errno
 import fcntl
 import os
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from configs import shipped
+from configs.backbone_cfg import UNetCfg
 from configs.checks import ConfigError
-from configs.data_cfg import DataCfg, EmbeddedSource
+from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource
+from configs.diffusion_cfg import EMACfg, Stage2Cfg
 from configs.generate_cfg import GenerateCfg
 from configs.run_folder import choose_run_dir, lock, newest_complete, put_right, release
-from configs.sampler_cfg import FlowCfg
+from configs.sampler_cfg import FlowCfg, TrajectoryCfg
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import same_file, write_text
 from data import embedded
 from data.captions import read_text
 from data.masks import DataError
+from diffusion import DiffusionModule
 from models.checkpoint import CheckpointError, describe, is_as_told, read_checkpoint, whole
 from models.export import KEY, read_export
 from models.saving import SaveError, WholeCheckpoints
@@ -33,6 +39,7 @@ from scripts.mask_files import output_folder
 from scripts.ranks import Ranks
 from scripts.run import refuse_kindly
 from scripts.seeded import build_sampler_for, choose_device
+from trainer import start, take_over
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +56,50 @@ def raising(error: BaseException) -> Any:
     return refuse
 
 
+# Teachers
+
+
+JUMPS = TrajectoryCfg(train_guidance=2.0, jumps_from=0.0)
+
+
+@pytest.mark.parametrize(("cfg", "said"), [
+    (Stage2Cfg(ema=EMACfg(0.9, 1.0)), "ema.teacher_decay is 1.0, but it must be below 1 where no --init"),
+    (Stage2Cfg(sampler=TrajectoryCfg(begin=0.7, jumps_from=0.5)), "is 0.5, but it must be above sampler.begin (0.7)"),
+    (Stage2Cfg(init="animals", ema=EMACfg(0.9, 1.0), backbone=UNetCfg(sketch=32)), "init 'animals' reads no sketches"),
+    (Stage2Cfg(init="animals", sampler=replace(JUMPS, train_guidance=1.3)), "is 1.3, but it must be 2, which"),
+])  # fmt: skip
+def test_a_teacher_that_knows_nothing_of_what_it_is_asked_for_is_refused(cfg: Stage2Cfg, said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        take_over(cfg)
+
+
+def test_a_model_that_learned_no_jumps_is_no_teacher_of_jumps(tiny_diffusion: DiffusionModule, tmp_path: Path) -> None:
+    flow = DiffusionModule(replace(tiny_diffusion.cfg, sampler=FlowCfg()), tiny_diffusion.autoencoder)
+    content: dict[str, Any] = {"state_dict": flow.state_dict()}
+    flow.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    cfg = Stage2Cfg(init=str(tmp_path / "a.ckpt"), sampler=JUMPS)
+    with pytest.raises(ConfigError, match="was trained with flow, which learns no jumps"):
+        take_over(cfg)
+    assert take_over(replace(cfg, sampler=replace(JUMPS, jumps_from=0.8)))[1] is not None
+
+
 # Run folders
+
+
+def test_captions_of_geometry_and_mirrored_masks_do_not_go_together(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MASK_RUN_DIR", raising=False)
+    rng = np.random.default_rng(0)
+    for number in range(12):
+        Image.fromarray(255 * rng.integers(0, 2, (32, 32), np.uint8)).save(tmp_path / f"{number}.png")
+        (tmp_path / f"{number}.txt").write_text("two small round blobs, upper left")
+    data = DataCfg(FolderSource(str(tmp_path)), image_size=32, augment=AugmentCfg(hflip=0.5))
+    cfg = Stage2Cfg(data=data, train=TrainerCfg(run_dir=str(tmp_path / "run")))
+    with pytest.raises(DataError, match=r"upper left' say where things are.*take --data\.augment\.versions"):
+        start(cfg, "x", "diffusion")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_training_is_neither_begun_over_another_nor_resumed_from_nowhere(
@@ -60,6 +110,9 @@ def test_a_training_is_neither_begun_over_another_nor_resumed_from_nowhere(
         choose_run_dir(TrainerCfg(run_dir=str(tmp_path)), "x")
     with pytest.raises(ConfigError, match=r"no folder is named: add --train\.run-dir FOLDER"):
         choose_run_dir(TrainerCfg(resume="auto"), "x")
+    other = tmp_path / "other" / "best.ckpt"
+    with pytest.raises(ConfigError, match=r"already holds another training than that of train\.resume .*best\.ckpt"):
+        choose_run_dir(TrainerCfg(run_dir=str(tmp_path), resume=str(other)), "x")
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ConfigError, match=r"started by a launcher.*add --train\.run-dir FOLDER"):

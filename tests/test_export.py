@@ -11,8 +11,9 @@ import torch
 from safetensors.torch import save_file
 
 from configs.cli import from_dict
-from configs.diffusion_cfg import Stage2Cfg
+from configs.diffusion_cfg import EMACfg, Stage2Cfg
 from configs.presets import STAGE_2
+from configs.sampler_cfg import TrajectoryCfg
 from configs.shipped import SHIPPED, checkpoint_path
 from diffusion import DiffusionModule, load_diffusion
 from models.checkpoint import CheckpointError, file_hash, read_checkpoint
@@ -103,6 +104,19 @@ def test_all_twins_of_an_export_begin_as_the_average(checkpoint: Path) -> None:
     for twin in (module.net, module.teacher):
         for own, average in zip(twin.parameters(), module.average.parameters(), strict=True):
             assert torch.equal(own, average)
+
+
+def test_an_export_of_any_training_can_be_begun_with(tiny_diffusion: DiffusionModule, tmp_path: Path) -> None:
+    """One with a teacher that stayed as it was, and one whose errors were weighed by what they had been so far."""
+    sampler = TrajectoryCfg(bands="whiten", jumps_from=0.0)
+    cfg = replace(tiny_diffusion.cfg, init="icons", ema=EMACfg(0.99, 1.0), sampler=sampler)
+    module = DiffusionModule(cfg, tiny_diffusion.autoencoder)
+    content = {"state_dict": module.state_dict(), "global_step": 7}
+    module.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "a.ckpt")
+    export(["--checkpoint", str(tmp_path / "a.ckpt")])
+    out = tmp_path / "model.safetensors"
+    assert load_diffusion(out).cfg == load_mask_model(out).cfg == replace(cfg, init="")
 
 
 def test_an_export_never_replaces_a_file_unasked(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -299,19 +299,27 @@ def trajectory(**changes: Any) -> Trajectory:
     return sampler
 
 
-@pytest.mark.parametrize("changes", [{}, {"train_guidance": 2.5}, {"train_guidance": 2.0, "most_guidance": 4.0}])
-def test_any_two_points_of_a_path_give_their_average_velocity(changes: dict[str, float]) -> None:
+GUIDANCES = [{}, {"train_guidance": 2.5}, {"train_guidance": 2.0, "most_guidance": 4.0}]
+
+
+@pytest.mark.parametrize(("way", "atol"), [({"nodes": 200, "per_path": 4}, 2e-3), ({"jumps_from": 0.0}, 1e-6)])
+@pytest.mark.parametrize("changes", GUIDANCES)
+def test_any_two_points_of_a_path_give_their_average_velocity(
+    changes: dict[str, float], way: dict[str, Any], atol: float
+) -> None:
     """With prompts of many means, so that a row with another path's prompt would fail."""
     torch.manual_seed(0)
     mean = torch.linspace(-1, 1, 64, dtype=torch.float64)
-    goal = trajectory(nodes=200, per_path=4, **changes).targets(noise(64), Prompt(mean), FlowMap(S))
+    held = 1.0 if "most_guidance" in changes else changes.get("train_guidance", 1.0)
+    teacher = FlowMap(S, held=held)
+    goal = trajectory(**way, **changes).targets(noise(64), Prompt(mean), teacher)
     rows = goal.parts["consistency"]
     assert len(goal.x[rows]) == 32
     jumps = fm.Jumps(goal.x[rows], goal.t[rows], goal.dt[rows], goal.y[rows], goal.cond[rows], 1.0)
     guidance = jumps.cond.guidance if "most_guidance" in changes else changes.get("train_guidance", 1.0)
-    close(goal.y[rows], truth(jumps, guidance), 2e-3)
+    close(goal.y[rows], truth(jumps, guidance), atol)
     assert ((jumps.t == 0) & (jumps.dt == 1)).any()  # the one-step query
-    assert len(set(jumps.cond.mean.tolist())) == 8  # 32 rows from 8 paths
+    assert len(set(jumps.cond.mean.tolist())) == 32 // way.get("per_path", 2)  # of the 32 rows, so many share a path
     assert torch.equal(goal.cond.mean[goal.parts["flow"]], mean[32:])
 
 
@@ -329,7 +337,7 @@ def test_half_the_steps_along_a_path_quarter_the_error() -> None:
 @pytest.mark.parametrize("jitter", [0.0, 0.5, 1.0])
 def test_inner_nodes_move_by_up_to_half_a_step(jitter: float) -> None:
     torch.manual_seed(0)
-    times = trajectory(nodes=8, jitter=jitter).node_times(500)
+    times = trajectory(jitter=jitter).node_times(500, 8)
     even = torch.arange(9, dtype=torch.float64)[:, None] / 8
     assert torch.equal(times[[0, -1]], even[[0, -1]].expand(2, 500))
     assert (times.diff(dim=0) > 0).all()
@@ -345,8 +353,27 @@ def test_a_path_is_shared_by_its_rows() -> None:
         assert not dt.any()  # velocities alone are asked
         return FlowMap(S)(x, t, dt, cond)
 
-    trajectory(nodes=8, per_path=4, train_guidance=2.0).targets(noise(64), Prompt(torch.ones(64)), counted)
+    sampler = trajectory(nodes=8, per_path=4, train_guidance=2.0, jumps_from=0.8)
+    sampler.targets(noise(64), Prompt(torch.ones(64)), counted, When(progress=0.79))
     assert sizes == [16] * 8  # 32 rows, 8 paths, with and without the prompt
+
+
+@pytest.mark.parametrize(("jumps_from", "progress"), [(0.0, 0.0), (0.8, 0.8)])
+def test_a_path_of_jumps_asks_for_each_once_from_node_to_node(jumps_from: float, progress: float) -> None:
+    asked = []
+
+    def counted(x: Tensor, t: Tensor, dt: Tensor, cond: Prompt) -> Tensor:
+        asked.append((t, dt))
+        return FlowMap(S)(x, t, dt, cond)
+
+    sampler = trajectory(jumps_from=jumps_from, jump_nodes=3, jump_per_path=4, train_guidance=2.0)
+    sampler.targets(noise(64), Prompt(torch.ones(64)), counted, When(progress=progress))
+    assert [len(t) for t, _ in asked] == [8] * 3  # 32 rows, 8 paths; guidance is inside the jumps
+    for (t, dt), (after, _) in itertools.pairwise(asked):
+        close(t + dt, after, 1e-12)
+    first, last = asked[0], asked[-1]
+    assert not first[0].any()
+    close(last[0] + last[1], torch.ones_like(last[0]), 1e-12)
 
 
 # Noise and data

@@ -128,6 +128,19 @@ def test_stage_2_refuses_what_is_no_finished_stage_1(stage_1: Path, stage_2: Pat
     assert not list(tmp_path.glob("*/last.ckpt"))
 
 
+def test_a_teacher_of_decay_1_stays_the_model_of_init(stage_2: Path, tmp_path: Path) -> None:
+    init, run_dir = stage_2 / "last.ckpt", tmp_path / "refined"
+    refine = ["--init", str(init), "--sampler.jumps-from", "0", "--sampler.jump-nodes", "2", "--ema.teacher-decay", "1"]
+    before = weights(init)
+    for further in (["--train.max-steps", "2"], ["--train.max-steps", "3", "--train.resume", "auto"]):
+        done = train(2, run_dir, *refine, *further)
+        assert done.returncode == 0, done.stderr
+        after = weights(run_dir / "last.ckpt")
+        own = [name.removeprefix("average.") for name in before if name.startswith("average.")]
+        assert all(torch.equal(after[f"teacher.{name}"], before[f"average.{name}"]) for name in own)
+        assert any(not torch.equal(after[f"average.{name}"], before[f"average.{name}"]) for name in own)
+
+
 def test_a_second_training_in_the_same_folder_is_refused(stage_1: Path) -> None:
     before = (stage_1 / "last.ckpt").stat().st_mtime_ns
     assert "already holds a training" in refusal(train(1, stage_1, "--train.max-steps", "4"))
