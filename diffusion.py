@@ -18,7 +18,7 @@ from models import build_backbone
 from models.band_loss import BandLoss
 from models.checkpoint import describe, read_checkpoint, whole
 from models.ema import ema_update_, frozen_twin, warmed_decay
-from models.export import KEY, with_twins
+from models.export import KEY, MAKE, with_twins
 from models.optim import build_optimizer, reseed
 from models.sharding import shard_parts
 from models.sketch import rough_sketch
@@ -27,8 +27,6 @@ from models.vae import Posterior
 from samplers import Sampler, When, build_sampler
 from samplers.base import mean_squared_error
 from samplers.generates import Generates
-
-MAKE = "bash scripts/train_stage_2.sh"
 
 
 class DiffusionModule(Generates, L.LightningModule):

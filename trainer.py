@@ -33,7 +33,7 @@ from data.latent_file import keep_latents, latents_key, read_latents
 from data.masks import DataError
 from data.module import MaskDataModule
 from data.sources import data_fingerprint
-from diffusion import MAKE, DiffusionModule, load_diffusion
+from diffusion import DiffusionModule, load_diffusion
 from metrics.callbacks import Drawing, ReconstructionMonitor, SamplePreview
 from metrics.geometry import are_captions, recaptioned
 from metrics.progress import StepProgress
@@ -42,7 +42,7 @@ from metrics.run_report import report_if_possible
 from metrics.trackers import build_loggers, close, require_packages
 from models.checkpoint import CheckpointError, whole
 from models.cuda_graphs import replay_calls, require_one_gpu
-from models.export import KEY
+from models.export import KEY, MAKE
 from models.hardware import (
     compile_networks,
     first_device,

@@ -13,6 +13,7 @@ from torch import Tensor
 from configs.whole_file import write_whole
 
 SUFFIX = ".safetensors"
+MAKE = "bash scripts/train_stage_2.sh"  # what to do where there is no such file
 KEY = "mask_model"  # the header's entry with kind, version and config, in JSON
 
 

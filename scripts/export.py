@@ -40,9 +40,9 @@ def export(cfg: ExportCfg) -> Path:
             raise FileExistsError(f"{path} is already there: name another file with --out, or add --overwrite True")
 
     from models.checkpoint import read_checkpoint
-    from models.export import KEY
+    from models.export import KEY, MAKE
 
-    content = read_checkpoint(source, "diffusion", "bash scripts/train_stage_2.sh")
+    content = read_checkpoint(source, "diffusion", MAKE)
     if not content[KEY]["complete"]:
         print(f"warning: the training of {source} was not finished", file=sys.stderr)
     about = export_weights(content, out, cfg) if cfg.format == "safetensors" else export_graph(source, out, cfg)

@@ -13,12 +13,10 @@ from configs.diffusion_cfg import Stage2Cfg
 from models import build_backbone
 from models.checkpoint import read_checkpoint, whole
 from models.codec import Autoencoder
-from models.export import KEY, averaged, with_twins
+from models.export import KEY, MAKE, averaged, with_twins
 from models.text import TextEncoder
 from samplers import build_sampler
 from samplers.generates import Generates
-
-MAKE = "bash scripts/train_stage_2.sh"
 
 
 class MaskModel(Generates, nn.Module):

@@ -140,7 +140,8 @@ def test_a_file_that_is_no_export_is_refused_in_one_sentence(kind: str, checkpoi
         read_checkpoint(bad, "diffusion", "x")
 
 
-LAST_TRAINED = {"icons": "icons-sketch"}  # the preset of what was trained last on top of the model's own
+# The preset of what was trained last on top of the model's own.
+LAST_TRAINED = {"icons": "icons-sketch", "animals": "animals-one-step"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
