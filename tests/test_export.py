@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import scripts.export
 from configs.cli import from_dict
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
 from configs.presets import STAGE_2
@@ -117,6 +118,22 @@ def test_an_export_of_any_training_can_be_begun_with(tiny_diffusion: DiffusionMo
     export(["--checkpoint", str(tmp_path / "a.ckpt")])
     out = tmp_path / "model.safetensors"
     assert load_diffusion(out).cfg == load_mask_model(out).cfg == replace(cfg, init="")
+
+
+def test_weights_and_a_graph_of_one_name_have_a_json_file_each(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def export_graph(source: Path, out: Path, cfg: Any) -> dict[str, Any]:
+        out.write_bytes(b"a graph")
+        return {"sha256": file_hash(out)}
+
+    monkeypatch.setattr(scripts.export, "export_graph", export_graph)
+    export(["--checkpoint", str(checkpoint)])
+    export(["--checkpoint", str(checkpoint), "--format", "onnx"])
+    folder = checkpoint.parent
+    load_mask_model(folder / "model.safetensors")  # is as its own file tells
+    for graph, about in (("model.safetensors", "model.json"), ("model.onnx", "model.onnx.json")):
+        assert json.loads((folder / about).read_text())["sha256"] == file_hash(folder / graph)
 
 
 def test_an_export_never_replaces_a_file_unasked(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
