@@ -126,8 +126,7 @@ class Checkpoints(Checkpoint):
             print(f"goes on after the masks seen so far, but not bit by bit: {', '.join(changed)}", flush=True)
         was, each = (made["processes"] * made["batch_size"] for made in (before, now))
         if was != each:
-            # Lightning sets the data module on its trainer without declaring it.
-            data: Any = trainer.datamodule  # type: ignore[attr-defined]
+            data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, which declares none
             batches = data.batches_an_epoch(now["processes"], trainer.accumulate_grad_batches)
             move(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], was, each, batches)
 
