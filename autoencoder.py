@@ -8,7 +8,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -19,7 +18,7 @@ from models.codec import Autoencoder
 from models.ema import ema_update_, warmed_decay
 from models.equivariance import random_change
 from models.export import KEY
-from models.optim import build_optimizer
+from models.optim import build_optimizer, repeatable
 from models.sharding import shard_parts
 from models.vae import VAE, Posterior, kl_divergence, mask_loss, variance_expansion
 
@@ -40,6 +39,9 @@ REGULARISERS: dict[type, Callable[[Any, Posterior, int], Tensor]] = {
 
 class AutoencoderModule(Autoencoder, L.LightningModule):
     """The training of an :class:`models.codec.Autoencoder`."""
+
+    used: float = 0.0
+    """Share of the training's time limit that is over (see ``StepRoutine``)."""
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one
@@ -82,8 +84,10 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
         return {"loss": loss} | parts
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """The loss of the averaged network on held-out masks, with the same noise at every validation."""
         x = batch["image"]
-        loss, _, _, posterior = self.losses(self.average, x)
+        with repeatable(self.device, self.cfg.train.seed, 0, self.global_rank, batch_idx):
+            loss, _, _, posterior = self.losses(self.average, x)
         p = self.average.decode(posterior.mean).sigmoid()
         scores = {
             "val/loss": loss,
@@ -99,19 +103,10 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
         ema_update_(self.average, self.vae, warmed_decay(self.cfg.ema, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.vae, self.cfg.optim, self.cfg.train.max_steps, lambda: time_used(self))
+        return build_optimizer(self.vae, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = describe("autoencoder", to_dict(self.cfg), complete=self.complete, data=self.data)
-
-
-def time_used(module: L.LightningModule) -> float:
-    """Share of the training's time limit that is over; 0 where there is none."""
-    # Lightning sets callbacks on its trainer without declaring them; asking for a trainer that is not there raises.
-    callbacks = module.trainer.callbacks if module._trainer else []  # type: ignore[attr-defined]
-    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
-    left = timer.time_remaining() if timer else None
-    return timer.time_elapsed() / (timer.time_elapsed() + left) if timer and left is not None else 0.0
 
 
 def load_autoencoder(path: str | Path, make: str = MAKE) -> AutoencoderModule:

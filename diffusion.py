@@ -10,7 +10,7 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from autoencoder import AutoencoderModule, time_used
+from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
@@ -19,9 +19,10 @@ from models.band_loss import BandLoss
 from models.checkpoint import describe, read_checkpoint, whole
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.export import KEY, MAKE, with_twins
-from models.optim import build_optimizer, reseed
+from models.optim import build_optimizer, repeatable
 from models.sharding import shard_parts
 from models.sketch import rough_sketch
+from models.steps import logs_after
 from models.text import Condition, TextEncoder
 from models.vae import Posterior
 from samplers import Sampler, When, build_sampler
@@ -40,6 +41,8 @@ class DiffusionModule(Generates, L.LightningModule):
         self.cfg = cfg
         self.data = data  # fingerprint of the data set
         self.complete = False  # whether training ended as planned
+        self.used = 0.0  # share of the time limit that is over (see StepRoutine)
+        self.parts: dict[str, Tensor] = {}  # of the loss, as they were last in this interval
         self.sampler: Sampler = build_sampler(cfg.sampler)
         self.encode_text = TextEncoder(cfg.text)
         self.autoencoder = autoencoder.eval().requires_grad_(False)
@@ -98,7 +101,7 @@ class DiffusionModule(Generates, L.LightningModule):
 
     def when(self) -> When:
         """Progress is that of the steps, or of the time limit if that is further on."""
-        return When(self.global_step, max(self.global_step / self.cfg.train.max_steps, time_used(self)))
+        return When(self.global_step, max(self.global_step / self.cfg.train.max_steps, self.used))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         x1, cond = self.latents(batch), self.condition(batch)
@@ -107,15 +110,15 @@ class DiffusionModule(Generates, L.LightningModule):
             perceptual=self.autoencoder.perceptual_error,
         )
         self.log("loss", loss.detach(), prog_bar=True)
-        if self.global_step % self.cfg.train.log_every == 0:
-            self.log_dict({f"train/{name}": value for name, value in parts.items()})
+        self.parts |= parts  # those of self-consistency are there in every n-th step only
+        if logs_after(self.global_step, self.cfg.train):
+            self.log_dict({f"train/{name}": value for name, value in self.parts.items()})
+            self.parts = {}
         return {"loss": loss} | parts
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss of the averaged network on held-out masks, with the same noise and times at every validation."""
-        cuda = [self.device] if self.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=cuda):
-            reseed(self.cfg.train.seed, 0, self.global_rank, batch_idx)
+        with repeatable(self.device, self.cfg.train.seed, 0, self.global_rank, batch_idx):
             x1, cond = self.latents(batch), self.condition(batch)
             loss, parts = self.sampler.loss(
                 self.average, x1, cond, teacher=self.teacher if self.cfg.ema.teacher_decay == 1 else self.average,
@@ -132,7 +135,7 @@ class DiffusionModule(Generates, L.LightningModule):
                 ema_update_(twin, self.net, warmed_decay(decay, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps, lambda: time_used(self))
+        return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = describe("diffusion", to_dict(self.cfg), complete=self.complete, data=self.data)

@@ -7,8 +7,10 @@ import json
 import logging
 import math
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,7 @@ from configs.autoencoder_cfg import Stage1Cfg
 from configs.checks import ConfigError, require
 from configs.cli import as_text, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
-from configs.run_folder import choose_run_dir, describe_run, newest_complete, release
+from configs.run_folder import choose_run_dir, describe_run, is_complete, is_first, newest_complete, release
 from configs.sampler_cfg import FlowMapCfg, TrajectoryCfg
 from configs.shipped import checkpoint_path
 from configs.trainer_cfg import TrainerCfg
@@ -116,7 +118,7 @@ def build_trainer(
 
 
 def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskDataModule]:
-    """What both stages do first: run folder, saved config, seed and data."""
+    """What both stages do first: run folder, seed and data."""
     quiet()
     require_packages(cfg.train)
     print(as_text(cfg), flush=True)
@@ -139,30 +141,55 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
         with contextlib.suppress(OSError):
             run_dir.rmdir()  # only if it is empty: a training that cannot start leaves nothing behind
         raise
-    write_text(run_dir / "config.json", json.dumps(to_dict(cfg), indent=2) + "\n")
-    describe_run(run_dir, kind, data_fingerprint(cfg.data), "unfinished")
     seen = "a stream of shards" if data.streams else f"{len(data.train_set):,} masks"
     print(f"data: {seen} to train on, {len(data.val_set):,} held out", flush=True)
     return run_dir, data
 
 
-def fit(trainer: L.Trainer, module: Any, data: MaskDataModule, resume: Resume | None, run_dir: Path, kind: str) -> None:
-    """Train, then write last.ckpt marked as complete; a training that ends before stays marked as unfinished."""
-    # Lightning sets callbacks on its trainer without declaring them.
-    stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
+def fit(
+    build: Callable[[], L.Trainer], module: Any, data: MaskDataModule, resume: Resume | None, run_dir: Path, kind: str
+) -> None:
+    """Train, then write last.ckpt marked as complete; a training that ends before stays marked as unfinished.
+
+    Until all that can be refused has been, the folder's config.json and run.json are those of an earlier training.
+    """
+    trainer = None
     try:
         if resume is not None:
             require_fit(resume.path, resume.content["state_dict"], module, resume.changed)
-        if trainer.is_global_zero:
+        if is_first():
             require_space(run_dir, module)
+        with replaced(run_dir / "config.json", json.dumps(to_dict(module.cfg), indent=2) + "\n"):
+            trainer = build()  # trackers read it
+        if is_first():
+            describe_run(run_dir, kind, module.data, "unfinished")
+        # Lightning sets callbacks on its trainer without declaring them.
+        stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
         with together(trainer, stop):
             trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
             finish(trainer, module, data, run_dir, kind)
     finally:
-        close(trainer.loggers)
-        if trainer.is_global_zero and trainer.global_step:
-            report_if_possible(run_dir)
+        if trainer is not None:
+            close(trainer.loggers)
+            if trainer.is_global_zero and trainer.global_step:
+                report_if_possible(run_dir)
         release(run_dir)
+
+
+@contextlib.contextmanager
+def replaced(path: Path, text: str) -> Iterator[None]:
+    """``text`` in a file that the first process writes; what was there before if an error follows."""
+    if not is_first():
+        yield
+        return
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    write_text(path, text)
+    try:
+        yield
+    except BaseException:
+        if before is not None:
+            write_text(path, before)
+        raise
 
 
 def finish(trainer: L.Trainer, module: Any, data: MaskDataModule, run_dir: Path, kind: str) -> None:
@@ -195,8 +222,10 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
     compile_networks([module.vae.encoder, module.vae.decoder], cfg.train)
     extra: list[Callback] = [ReconstructionMonitor()]
     monitor, mode = ("val/iou", "max") if cfg.data.channels == 1 else ("val/loss", "min")
-    trainer = build_trainer(cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, cfg.data.batch_size, extra)
-    fit(trainer, module, data, resume, run_dir, "autoencoder")
+    build = partial(
+        build_trainer, cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, cfg.data.batch_size, extra
+    )
+    fit(build, module, data, resume, run_dir, "autoencoder")
     return run_dir
 
 
@@ -217,6 +246,10 @@ def find_autoencoder(cfg: Stage2Cfg) -> Path:
 
 def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
     """What ``cfg.init`` decides (network and text settings), and its model; without one, ``cfg`` as it is."""
+    if isinstance(cfg.sampler, FlowMapCfg) and 0 < cfg.sampler.curriculum <= cfg.sampler.begin:
+        raise ConfigError(f"sampler.curriculum is {cfg.sampler.curriculum:g}, but no steps are learned before "
+                          f"sampler.begin ({cfg.sampler.begin:g}), so that it would change nothing: set it above that, "
+                          "or to 0")  # fmt: skip
     if not cfg.init:
         require(not cfg.sketch.only, "sketch.only", True, "False without a trained network beside the encoder: "
                 "name one with --init")  # fmt: skip
@@ -291,6 +324,9 @@ def checked_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -
     path = find_autoencoder(cfg)
     make = "bash scripts/train_stage_1.sh PRESET (the same preset and data as this stage 2)"
     autoencoder = load_autoencoder(path, make)
+    if not autoencoder.complete and path.name != LAST and is_complete(path.with_name(LAST)):
+        raise CheckpointError(path, "was kept on the way, and its latents are not measured",
+                              f"name the last one of its training: {path.with_name(LAST)}")  # fmt: skip
     if not autoencoder.complete:
         raise CheckpointError(
             path, "is of a stage-1 training that was not finished",
@@ -368,6 +404,8 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
         train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.as_read, data.val_set))
         extra.append(QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir))
         monitor = "val/frechet_1"
-    trainer = build_trainer(cfg.train, run_dir, monitor, "min", cfg.optim.clip_norm, cfg.data.batch_size, extra)
-    fit(trainer, module, data, resume, run_dir, "diffusion")
+    build = partial(
+        build_trainer, cfg.train, run_dir, monitor, "min", cfg.optim.clip_norm, cfg.data.batch_size, extra
+    )
+    fit(build, module, data, resume, run_dir, "diffusion")
     return run_dir

@@ -59,13 +59,13 @@ def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".writable").touch()
-        (folder / ".writable").unlink()
+        (folder / ".writable").unlink(missing_ok=True)  # another process of this training may be trying it, too
     except OSError as reason:
         raise ConfigError(
             f"the run folder {folder} cannot be written ({reason}): name another with --train.run-dir"
         ) from None
-    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "SLURM_PROCID")):
-        lock(folder)  # by the first of all processes
+    if is_first():
+        lock(folder)
         sweep(folder)
     os.environ["MASK_RUN_DIR"] = f"{os.getpid()}:{folder}"
     return folder
@@ -75,6 +75,13 @@ def is_child() -> bool:
     """Whether another process of this training started this one (a second training of one process does not count)."""
     chooser, _, chosen = os.environ.get("MASK_RUN_DIR", "").partition(":")
     return bool(chosen) and chooser != str(os.getpid())
+
+
+def is_first() -> bool:
+    """Whether this is the first of all processes of a training: the one that writes what there is once."""
+    return not is_child() and all(
+        os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "SLURM_PROCID")
+    )
 
 
 def lock(folder: Path) -> None:
@@ -132,6 +139,13 @@ def put_right(checkpoint: Path, kind: str, data: str) -> None:
         run = json.loads((checkpoint.parent / "run.json").read_text())
         if run["status"] != "complete" and run["checkpoint"] == checkpoint.name:
             describe_run(checkpoint.parent, kind, data, "complete")
+
+
+def is_complete(checkpoint: Path) -> bool:
+    """Whether ``checkpoint`` is there, and its run folder says that the training is complete."""
+    with contextlib.suppress(*NO_RUN):
+        return checkpoint.exists() and json.loads((checkpoint.parent / "run.json").read_text())["status"] == "complete"
+    return False
 
 
 def command_line() -> str:

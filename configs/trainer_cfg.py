@@ -63,7 +63,7 @@ class TrainerCfg:
     precision: Literal["auto", "fp32", "bf16-mixed", "fp16-mixed"] = "auto"
     """auto: bf16 where this CPU or GPU is fast at it, else fp32."""
     channels_last: Literal["auto", "on", "off"] = "auto"
-    """Memory format of the convolutions; auto takes the faster one."""
+    """Memory format of the convolutions; auto takes the faster one, and with several processes on for GPUs only."""
     compile: bool = False
     """torch.compile the networks: a minute or more at the start, faster steps from then on; needs a compiler (a C++ one
     for the CPU, Triton for a GPU). Other rounding, so such a training is not bit by bit one without it."""

@@ -38,7 +38,8 @@ def area_resize(masks: np.ndarray, height: int, width: int) -> np.ndarray:
     return out
 
 
-def _fitted(height: int, width: int, size: int, enlarge: bool) -> tuple[int, int]:
+def fitted_size(height: int, width: int, size: int, enlarge: bool = True) -> tuple[int, int]:
+    """Height and width of an image within a frame of ``size`` pixels a side."""
     scale = size / max(height, width)
     if scale > 1 and not enlarge:
         return height, width
@@ -55,14 +56,14 @@ def _pad(images: np.ndarray, size: int) -> np.ndarray:
 
 def fit_masks(masks: np.ndarray, size: int, enlarge: bool = True) -> np.ndarray:
     """Masks [N,H,W] of 0/1 -> [N,size,size] of 0/1; without ``enlarge`` a smaller mask is only padded."""
-    h, w = _fitted(masks.shape[1], masks.shape[2], size, enlarge)
+    h, w = fitted_size(masks.shape[1], masks.shape[2], size, enlarge)
     resized = masks if (h, w) == masks.shape[1:] else area_resize(masks, h, w)
     return resized if (h, w) == (size, size) else _pad(resized, size)
 
 
 def fit_rgb(image: np.ndarray, size: int) -> np.ndarray:
     """An RGB image [H,W,3] of 0..255 -> [size,size,3], black around it."""
-    h, w = _fitted(image.shape[0], image.shape[1], size, enlarge=True)
+    h, w = fitted_size(image.shape[0], image.shape[1], size, enlarge=True)
     if (h, w) != image.shape[:2]:
         image = np.asarray(Image.fromarray(image).resize((w, h), Image.Resampling.BICUBIC))
     return _pad(image[None], size)[0]

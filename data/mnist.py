@@ -1,5 +1,6 @@
 """torchvision's MNIST as masks: pixels above 127, prompts "a zero" ... "a nine"."""
 
+import contextlib
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +15,17 @@ _THRESHOLD = 127
 
 
 def prepare(source: MnistSource) -> None:
-    """Download the files when they are missing and ``source.download`` allows it; for one process per machine."""
-    if source.download:
+    """Download the files when they are missing and ``source.download`` allows it; processes take turns."""
+    if not source.download:
+        return
+    root = Path(source.root).expanduser()
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(ImportError, OSError):  # Windows, a file system without locks, a folder to read only
+            import fcntl
+
+            root.mkdir(parents=True, exist_ok=True)
+            file = stack.enter_context((root / ".download.lock").open("w"))
+            fcntl.lockf(file, fcntl.LOCK_EX)  # under torchrun, every process comes here
         _read(source, train=True)
 
 

@@ -1,5 +1,6 @@
 """From a config to training and held-out masks: one loader per type of source."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import PurePath
@@ -37,7 +38,7 @@ LOADERS: dict[type, Loader] = {
     ),
     MnistSource: Loader(mnist.load, lambda source: "mnist", mnist.prepare),
     ShardSource: Loader(
-        shards.load, lambda source: f"shards:{source.train}", pieces=shards.pieces, stream=ShardStream
+        shards.load, lambda source: f"shards:{source.train.rstrip('/')}", pieces=shards.pieces, stream=ShardStream
     ),
 }
 
@@ -66,7 +67,11 @@ def load_splits(cfg: DataCfg) -> tuple[MaskSet, MaskSet]:
     Raises:
         DataError: the source cannot be used; the message says what to do.
     """
-    train, test = split(*LOADERS[type(cfg.source)].load(cfg.source, cfg), cfg.val_fraction)
+    masks, own = LOADERS[type(cfg.source)].load(cfg.source, cfg)
+    train, test = split(masks, own, cfg.val_fraction)
+    if isinstance(cfg.source, ShardSource) and len(train) < cfg.limit and len(masks) >= cfg.source.memory:
+        warnings.warn(f"data.limit is {cfg.limit:,}, but data.source.memory is {cfg.source.memory:,}, of which "
+                      f"{len(train):,} masks are left to train on: raise it with --data.source.memory", stacklevel=2)
     return thinned(train, cfg.limit), test
 
 

@@ -1,6 +1,7 @@
 """What a training shows of itself: reconstruction scores, pictures, and sample grids with fixed prompts and seeds."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,14 @@ def go_on() -> None:
     """A pause in which nothing happens."""
 
 
+@contextmanager
+def same_noise(device: torch.device, seed: int) -> Iterator[None]:
+    """What samplers add in their steps is the same at every validation; the stream outside goes on as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
 class Drawing(L.Callback):
     """Draws samples in a validation, which may take long."""
 
@@ -76,5 +85,6 @@ class SamplePreview(Drawing):
         noise = torch.randn(len(prompts), *pl_module.latent_shape, generator=generator).to(pl_module.device)
         for steps in self.counts(pl_module):  # on every rank: sharded networks need all of them
             self.pause()
-            masks = pl_module.generate(prompts, noise, steps=steps)
+            with same_noise(pl_module.device, self.seed + 1):
+                masks = pl_module.generate(prompts, noise, steps=steps)
             add_picture(trainer, f"samples/{steps}_steps", masks, per_prompt, self.prompts)

@@ -1,5 +1,6 @@
 """What turns masks into features: a classifier of the prompts; where prompts are no classes, the stage-1 encoder."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,6 +54,21 @@ def classifier_judge(
         if path is not None:
             save_classifier(net, path, images.shape[-1])
     return Judge("classifier, 64 features", lambda x: look(net, x), lambda logits, p: accuracy(net, logits, p))
+
+
+def forget_other(path: Path, images: Tensor, prompts: list[str]) -> None:
+    """Remove a classifier of an earlier training that cannot judge these masks [N,H,W] and prompts; warns of it."""
+    if not path.exists():
+        return
+    try:
+        net, size = load_classifier(path)
+        if net.labels == sorted(set(prompts)) and size == images.shape[-1]:
+            return
+    except ValueError:
+        pass
+    warnings.warn(f"{path} knows other prompts than the data has now: it is trained anew, and distances change with it",
+                  stacklevel=2)  # fmt: skip
+    path.unlink()
 
 
 def encoder_judge(autoencoder: Any) -> Judge:

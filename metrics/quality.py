@@ -9,10 +9,10 @@ import lightning as L
 import torch
 from torch import Tensor
 
-from metrics.callbacks import Drawing
+from metrics.callbacks import Drawing, same_noise
 from metrics.classifier import PAUSE_EVERY
 from metrics.features import judge_features
-from metrics.judge import classifier_judge, encoder_judge, is_classes
+from metrics.judge import classifier_judge, encoder_judge, forget_other, is_classes
 from metrics.yardstick import Yardstick
 
 BATCH = 128
@@ -80,7 +80,8 @@ class QualityMonitor(Drawing):
         for at in range(first, first + share, BATCH):
             self.pause()
             rows = slice(at, min(at + BATCH, first + share))
-            p = module.generate(prompts[rows], noise[rows].to(module.device), steps=steps)  # [b,1,H,W]
+            with same_noise(module.device, self.seed + 1 + at):
+                p = module.generate(prompts[rows], noise[rows].to(module.device), steps=steps)  # [b,1,H,W]
             parts.append((p[:, 0] > 0.5).to(torch.uint8))
         masks = torch.cat(parts)
         if trainer.world_size > 1:
@@ -106,6 +107,8 @@ class QualityMonitor(Drawing):
         held_out, training = self.held_out.masks, self.train.masks
         classes, path = is_classes(self.train.prompts), self.folder / "classifier.pt"
         steps = min(1000, 10 * len(training))  # a handful of masks is learned sooner
+        if trainer.is_global_zero and classes:
+            forget_other(path, training, self.train.prompts)
         known = trainer.strategy.broadcast(path.exists())
         if trainer.is_global_zero:
             judge = encoder_judge(module.autoencoder) if not classes else classifier_judge(

@@ -17,7 +17,7 @@ def as_mask(x: Tensor) -> Tensor:
 
 
 def _counts(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """([B] pixels in both masks, [B] pixels of the first plus pixels of the second), in float64.
+    """([B] pixels in both masks, [B] pixels of the first plus pixels of the second), in float64 (MPS: float32).
 
     Raises:
         ValueError: if the two shapes differ or have no pixels beside the batch.
@@ -25,7 +25,8 @@ def _counts(pred: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     if pred.shape != target.shape or pred.ndim < 2:
         raise ValueError(f"masks to compare need one shape [B, ...], got {tuple(pred.shape)} and {tuple(target.shape)}")
     p, q = as_mask(pred).flatten(1), as_mask(target).flatten(1)                 # [B,P]
-    return (p & q).sum(1).double(), (p.sum(1) + q.sum(1)).double()
+    wide = torch.float32 if p.device.type == "mps" else torch.float64  # MPS has no float64; counts below 2^24 are exact
+    return (p & q).sum(1).to(wide), (p.sum(1) + q.sum(1)).to(wide)
 
 
 def iou(pred: Tensor, target: Tensor) -> Tensor:

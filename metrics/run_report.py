@@ -238,12 +238,14 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
     last = shlex.quote(f"{folder}/{run['checkpoint']}")
     started = run.get("started_by", "")
     preset = started.split()[2] if len(started.split()) > 2 and not started.split()[2].startswith("-") else "PRESET"
-    told = started or f"bash scripts/train_stage_{2 if run['kind'] == 'diffusion' else 1}.sh PRESET"
     again = {"--train.run-dir": folder, "--train.resume": "auto"}
     if run["status"] == "complete":
         again["--train.max-steps"] = str(2 * int(cfg["train"]["max_steps"]))
+        if minutes := float(cfg["train"]["max_minutes"]):
+            again["--train.max-minutes"] = f"{2 * minutes:g}"
     longer = ", for longer" if run["status"] == "complete" else ""
-    found = [(f"go on with this training{longer}", with_options(told, again))]
+    # A training that another program began has settings of no preset.
+    found = [(f"go on with this training{longer}", with_options(started, again))] if started else []
     if run["kind"] == "diffusion":
         rows = next((own[-1].rows for own in pictures.values() if own), ())
         prompt = next((row for row in rows if row.strip() and '"' not in row), "a heart")

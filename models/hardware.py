@@ -1,5 +1,6 @@
 """Choices that depend on the machine, made by measuring for a fraction of a second."""
 
+import math
 import os
 import socket
 import time
@@ -115,10 +116,15 @@ def require_port() -> None:
 
 
 def set_memory_format(module: nn.Module, net: nn.Module, inputs: tuple[Any, ...], cfg: TrainerCfg) -> None:
-    """Lay out all filters in the format that is faster for ``net`` where it will train."""
+    """Lay out all filters in the format that is faster for ``net`` where it will train.
+
+    Several processes are not asked: where two layouts are as fast, each would find another, and DDP refuses that.
+    """
     device = first_device(cfg)
     there = tuple(value.to(device) for value in inputs)
     choice = "off" if cfg.strategy in ("fsdp", "hybrid") else cfg.channels_last  # fully_shard takes no other layout
+    if choice == "auto" and math.prod(processes(cfg)) > 1:
+        choice = "on" if device.type == "cuda" else "off"
     layout = faster_format(choice, net.to(device), there, precision_for(cfg) == "bf16-mixed")
     module.to("cpu").to(memory_format=layout)
 

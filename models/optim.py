@@ -1,7 +1,8 @@
 """The optimiser of both stages and their random streams."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,6 +37,14 @@ def build_optimizer(
     optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, cfg, max_steps, time_used()))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+@contextmanager
+def repeatable(device: torch.device, *numbers: int) -> Iterator[None]:
+    """A random stream that depends on ``numbers`` alone (see ``reseed``); the one outside goes on as it was."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        reseed(*numbers)
+        yield
 
 
 def reseed(seed: int, step: int, rank: int, micro_batch: int = 0) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.callbacks import Callback, Timer
 from torch import Tensor, distributed
 
 from configs.trainer_cfg import TrainerCfg
@@ -25,8 +25,24 @@ class NonFiniteError(RuntimeError):
     in_all_processes = True
 
 
+def logs_after(step: int, cfg: TrainerCfg) -> bool:
+    """Whether Lightning writes what is logged in the training step after ``step`` others: in the last of each interval.
+
+    What was logged before would be written as that step's, or forgotten where an epoch ends in between.
+    """
+    return (step + 1) % cfg.log_every == 0
+
+
+def time_used(trainer: L.Trainer) -> float:
+    """Share of a training's time limit that is over; 0 where there is none."""
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # Lightning sets them without declaring them
+    timer = next((callback for callback in callbacks if isinstance(callback, Timer)), None)
+    left = timer.time_remaining() if timer else None
+    return timer.time_elapsed() / (timer.time_elapsed() + left) if timer and left is not None else 0.0
+
+
 class StepRoutine(Callback):
-    """The random stream, gradient clipping, the logged gradient norm and throughput, and the watch on the numbers.
+    """The random stream, time used, gradient clipping, the logged gradient norm and speed, the watch on the numbers.
 
     An update whose gradient is not finite is left out by the optimiser's own kernel: weights and moments stay as they
     were, in all processes, since they share the gradient. The processor only reads afterwards what happened: at every
@@ -40,11 +56,20 @@ class StepRoutine(Callback):
         self.unread: list[tuple[int, Tensor | None, Tensor, dict[str, Tensor], Any]] = []
         self.in_a_row = 0
 
-    def on_train_batch_start(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_start(self, trainer: L.Trainer, pl_module: Any) -> None:
+        self.tell_time(trainer, pl_module)  # before a resumed training's learning rate is set anew
+
+    def tell_time(self, trainer: L.Trainer, pl_module: Any) -> None:
+        """That of the first process in all of them: what is computed changes with it, and learning rates do."""
+        if self.cfg.max_minutes:
+            pl_module.used = trainer.strategy.broadcast(time_used(trainer))
+
+    def on_train_batch_start(self, trainer: L.Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         reseed(self.cfg.seed, trainer.global_step, trainer.global_rank, batch_idx % self.cfg.accumulate)
         self.norm = None
+        self.tell_time(trainer, pl_module)
+        # Lightning counts one more where it goes on from the end of a training, and would write a step too early.
+        trainer.fit_loop.epoch_loop._batches_that_stepped = trainer.global_step
 
     def on_before_backward(self, trainer: L.Trainer, pl_module: L.LightningModule, loss: Tensor) -> None:
         """A loss that is not finite gets no finite gradient, by which all processes hear of it."""
@@ -65,7 +90,7 @@ class StepRoutine(Callback):
             # Fused kernels look at it. On a CPU, where the question costs nothing, they need not look at each step.
             # What torch's gradient scaler sets; fused optimisers read it, and torch does not declare it.
             optimizer.found_inf = None if bad.device.type == "cpu" and not bad else bad.float()  # type: ignore[attr-defined]
-        if trainer.global_step % self.cfg.log_every == 0:
+        if logs_after(trainer.global_step, self.cfg):
             pl_module.log("train/grad_norm", self.norm)
 
     def on_train_batch_end(

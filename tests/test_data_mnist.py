@@ -1,6 +1,9 @@
 """MNIST from torchvision's files, here a few handmade ones."""
 
+import fcntl
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ from configs.data_cfg import DataCfg, MnistSource
 from data.masks import DataError
 from data.sources import load_splits, prepare
 
+ROOT = Path(__file__).parents[1]
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
@@ -45,6 +49,23 @@ def test_digits_are_reduced_when_they_do_not_fit(root: Path) -> None:
     full, _ = load_splits(DataCfg(source=MnistSource(str(root)), image_size=28))
     means = full.images.reshape(10, 14, 2, 14, 2).mean(axis=(2, 4))
     np.testing.assert_array_equal(train.images, means >= 0.5)
+
+
+def test_processes_that_may_download_take_turns(root: Path) -> None:
+    prepare(DataCfg(MnistSource(str(root), download=True)))  # everything is there: nothing is asked of a server
+    held = (root / ".download.lock").open("w")
+    fcntl.lockf(held, fcntl.LOCK_EX)
+    code = (
+        "import torchvision.datasets; from data.mnist import *; print('begins', flush=True)\n"
+        f"prepare(MnistSource({str(root)!r}, download=True)); print('done')"
+    )
+    other = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "begins\n"
+    with pytest.raises(subprocess.TimeoutExpired):
+        other.wait(2)
+    held.close()
+    assert other.communicate(timeout=120)[0] == "done\n"
 
 
 def test_missing_files_say_where_they_were_sought_and_how_to_get_them(tmp_path: Path) -> None:

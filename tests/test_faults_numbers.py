@@ -30,6 +30,7 @@ class Steps:
         self.trainer: Any = SimpleNamespace(
             global_step=0, global_rank=0, world_size=1, datamodule=names,
             precision="16-mixed" if scaler else "32-true", precision_plugin=SimpleNamespace(scaler=scaler),
+            fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace()),
         )  # fmt: skip
 
     def step(self, x: float = 1.0, loss_factor: float = 1.0) -> None:
@@ -55,6 +56,20 @@ class Steps:
     def state(self) -> Any:
         state = {"net": self.net.state_dict(), "moments": self.optimizer.state_dict()["state"]}
         return torch.utils._pytree.tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, state)
+
+
+def test_the_time_that_is_used_is_that_of_the_first_process(tmp_path: Path) -> None:
+    """Otherwise one process would begin with another kind of step before the others, and wait for them in vain."""
+    trainer: Any = SimpleNamespace(
+        global_step=0, global_rank=1, world_size=2, callbacks=[], strategy=SimpleNamespace(broadcast=lambda own: 0.75),
+        fit_loop=SimpleNamespace(epoch_loop=SimpleNamespace()),
+    )  # fmt: skip
+    for name, rest in (("on_train_start", ()), ("on_train_batch_start", ({}, 0))):
+        module: Any = SimpleNamespace(used=0.0)
+        getattr(StepRoutine(TrainerCfg(), 1.0, 2, tmp_path), name)(trainer, module, *rest)
+        assert module.used == 0  # without a time limit there is nothing to ask
+        getattr(StepRoutine(TrainerCfg(max_minutes=1), 1.0, 2, tmp_path), name)(trainer, module, *rest)
+        assert module.used == 0.75
 
 
 def test_an_update_that_is_no_number_leaves_weights_and_moments_as_they_were(tmp_path: Path) -> None:

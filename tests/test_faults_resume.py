@@ -14,9 +14,12 @@ from conftest import TINY_1, TINY_2
 
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
+from configs.checks import ConfigError
 from configs.data_cfg import AugmentCfg, ShardSource
 from data.masks import DataError
 from data.sources import load_splits
+from diffusion import DiffusionModule
+from metrics.run_report import read_columns
 from models.checkpoint import CheckpointError
 from models.steps import StepRoutine
 from samplers import SAMPLERS
@@ -178,8 +181,12 @@ def test_a_validation_that_a_signal_broke_off_is_done_anew(
 
 
 def test_a_changed_learning_rate_takes_effect_and_another_batch_size_goes_on(
-    sent: Callable[[int, int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    sent: Callable[[int, int], None], tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def unreachable(*_: Any) -> None:
+        raise ConfigError("no such server")
+
     cfg = small(TINY_1)
     sent(signal.SIGTERM, 2)
     with pytest.raises(SystemExit):
@@ -191,8 +198,40 @@ def test_a_changed_learning_rate_takes_effect_and_another_batch_size_goes_on(
     assert {group["lr"] for group in last["optimizer_states"][0]["param_groups"]} == {1e-4}
     progress = last["loops"]["fit_loop"]["epoch_loop.batch_progress"]["total"]
     assert progress["processed"] == 4 + 3  # two batches of four masks, and three steps of two
+    told = [(tmp_path / name).read_text() for name in ("run.json", "config.json")]
     with pytest.raises(CheckpointError, match=r"holds another network.*autoencoder\.width: 8 -> 16"):
         train(replace(cfg, autoencoder=replace(cfg.autoencoder, width=16)), tmp_path, resume="auto", max_steps=9)
+    monkeypatch.setattr("trainer.build_trainer", unreachable)
+    with pytest.raises(ConfigError, match="no such server"):
+        train(cfg, tmp_path, resume="auto", max_steps=9, trackers=())
+    assert [(tmp_path / name).read_text() for name in ("run.json", "config.json")] == told
+    assert json.loads(told[0])["status"] == "complete"
+
+
+def test_parts_of_the_loss_are_logged_at_their_own_step_however_short_epochs_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Epochs of three steps and an interval of five: Lightning writes in the steps 4 and 9."""
+    monkeypatch.delenv("MASK_RUN_DIR", raising=False)
+    usual, seen = DiffusionModule.training_step, {}
+
+    def step(self: DiffusionModule, batch: Any, batch_idx: int) -> Any:
+        outputs = usual(self, batch, batch_idx)
+        seen[self.global_step] = {name: float(value.detach()) for name, value in outputs.items()}
+        return outputs
+
+    monkeypatch.setattr(DiffusionModule, "training_step", step)
+    cfg = small(TINY_2)
+    cfg = replace(cfg, autoencoder=str(train(small(TINY_1), tmp_path / "1")))
+    for until, resume in ((10, "none"), (15, "auto")):  # the second time for longer, from the end of an epoch's step
+        train(cfg, tmp_path / "2", max_steps=until, val_every=5, log_every=5, resume=resume)
+    columns = read_columns(tmp_path / "2")
+    for name, steps in (("loss", (4, 9, 14)), ("flow", (4, 9, 14)), ("consistency", (4, 8, 14))):  # 9 has no such rows
+        written = columns[name if name == "loss" else f"train/{name}"]
+        assert [after for after, _ in written] == [5, 10, 15]
+        assert [value for _, value in written] == pytest.approx([seen[n][name] for n in steps])
+    assert [after for after, _ in columns["train/grad_norm"]] == [5, 10, 15]
+    assert "consistency" not in seen[9]
 
 
 @pytest.mark.faults

@@ -4,11 +4,14 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 from test_metrics_evaluate import Same, bars
 
 from configs.sampler_cfg import DDIMCfg, ShortcutCfg
 from metrics.callbacks import Drawing
+from metrics.classifier import MaskClassifier, save_classifier
+from metrics.judge import forget_other
 from metrics.quality import Prompted, QualityMonitor
 from samplers import build_sampler
 
@@ -18,6 +21,41 @@ def test_a_diffusion_network_is_drawn_in_no_more_steps_than_it_has() -> None:
     assert Drawing((1, 4, 32)).counts(module) == [1, 4]
     module.sampler = build_sampler(ShortcutCfg())
     assert Drawing((1, 4, 32)).counts(module) == [1, 4, 32]
+
+
+def test_noise_that_a_sampler_adds_is_the_same_at_every_validation_and_moves_no_other_stream() -> None:
+    held_out = bars(40, 0)
+    monitor = QualityMonitor(
+        Prompted(torch.zeros(0), []), Prompted(torch.from_numpy(held_out.images), held_out.prompts), 32, 0, Path()
+    )
+    module: Any = SimpleNamespace(
+        device=torch.device("cpu"), latent_shape=(1, 2, 2),
+        generate=lambda prompts, noise, steps: torch.rand(len(prompts), 1, 16, 16),
+    )  # fmt: skip
+    trainer: Any = SimpleNamespace(world_size=1, global_rank=0)
+    _, prompts, noise = monitor.questions(module, 1)
+    torch.manual_seed(7)
+    drawn = [monitor.draw(trainer, module, prompts, noise, 4) for _ in range(2)]
+    assert torch.equal(*drawn)
+    after = torch.rand(3)
+    torch.manual_seed(7)
+    assert torch.equal(after, torch.rand(3))
+
+
+def test_a_judge_of_other_prompts_or_another_size_is_trained_anew(tmp_path: Path) -> None:
+    path, masks, prompts = tmp_path / "classifier.pt", torch.zeros(4, 16, 16), ["a", "b", "a", "b"]
+    forget_other(path, masks, prompts)
+    for images, asked in ((masks, ["a", "b", "c", "b"]), (torch.zeros(4, 8, 8), prompts)):
+        save_classifier(MaskClassifier(["a", "b"]), path, 16)
+        forget_other(path, masks, prompts)
+        assert path.exists()
+        with pytest.warns(UserWarning, match="is trained anew"):
+            forget_other(path, images, asked)
+        assert not path.exists()
+    path.write_bytes(b"damaged")
+    with pytest.warns(UserWarning, match="is trained anew"):
+        forget_other(path, masks, prompts)
+    assert not path.exists()
 
 
 def test_the_real_masks_beside_the_samples_are_drawn_from_all_kinds(tmp_path: Path) -> None:

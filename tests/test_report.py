@@ -84,6 +84,20 @@ def test_a_report_is_one_whole_page_that_asks_no_network(run_dir: Path) -> None:
         assert told in page.text, told
 
 
+def test_a_training_of_minutes_is_gone_on_with_for_longer_and_one_of_another_program_by_no_preset(
+    run_dir: Path,
+) -> None:
+    cfg, run = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
+    cfg["train"]["max_minutes"] = 7.5
+    (run_dir / "config.json").write_text(json.dumps(cfg))
+    text = Page(write_report(run_dir).read_text()).text
+    assert "--train.resume auto --train.max-steps 3000 --train.max-minutes 15" in text
+    (run_dir / "run.json").write_text(json.dumps(run | {"started_by": ""}))
+    text = Page(write_report(run_dir).read_text()).text
+    assert "go on with this training" not in text
+    assert "generate masks" in text
+
+
 def test_columns_are_by_training_step_and_what_was_done_again_replaces_the_rest(run_dir: Path) -> None:
     columns = read_columns(run_dir)
     assert columns["loss"] == [(5, 2.0), (10, 1.0)]

@@ -24,7 +24,7 @@ from configs.make_shards_cfg import MakeShardsCfg
 from data import shards
 from data.masks import DataError, MaskSet
 from data.module import MaskDataModule
-from data.sources import load_splits
+from data.sources import data_fingerprint, load_splits
 from data.stream import Lanes, ShardStream
 from scripts.make_shards import make_shards, write_part
 from tests.data_fixtures import random_masks, write_mask, write_masks
@@ -160,6 +160,18 @@ def test_loader_processes_hand_out_what_the_stream_says(tmp_path: Path) -> None:
     lanes = [expected.batches(0), expected.batches(1)]
     for number, batch in zip(range(6), module.train_dataloader(), strict=False):
         assert batch["index"].equal(next(lanes[number % 2])["index"])
+
+
+def test_a_folder_of_shards_is_the_same_data_however_its_name_ends() -> None:
+    assert data_fingerprint(DataCfg(ShardSource("s/"))) == data_fingerprint(DataCfg(ShardSource("s")))
+
+
+def test_a_limit_beyond_what_is_read_into_memory_is_warned_of(tmp_path: Path) -> None:
+    folder = written(tmp_path / "s", random_masks(60), 10)
+    with pytest.warns(UserWarning, match=r"data\.limit is 40, but data\.source\.memory is 20, of which 1[0-9] masks"):
+        load_splits(config(folder, memory=20, limit=40))
+    assert len(load_splits(config(folder, limit=100))[0]) > 40  # there are no more than that
+
 
 
 def test_a_limit_is_held_in_memory_and_needs_no_stream(tmp_path: Path) -> None:

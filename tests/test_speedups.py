@@ -16,7 +16,7 @@ from configs.checks import ConfigError
 from configs.sampler_cfg import TrajectoryCfg
 from configs.trainer_cfg import TrainerCfg
 from models.cuda_graphs import MOST, Plain, Replayed, replay_calls, require_one_gpu
-from models.hardware import compile_networks
+from models.hardware import compile_networks, set_memory_format
 from models.text import Condition, TextEncoder
 from samplers import When
 from scripts.benchmark import measure
@@ -199,3 +199,22 @@ def test_a_compiled_network_answers_as_before_and_keeps_its_names() -> None:
     assert torch.allclose(after, before, atol=1e-6)
     after.sum().backward()
     assert list(net.state_dict()) == names
+
+
+def test_several_processes_measure_no_memory_format(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would find another where two are as fast, and DDP refuses filters that lie differently."""
+    asked: list[int] = []
+
+    def seconds(run: Callable[[], object], repeats: int) -> float:
+        asked.append(repeats)
+        return float(len(asked))
+
+    monkeypatch.setattr("models.hardware.seconds", seconds)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    net, cfg = nn.Sequential(nn.Conv2d(4, 4, 3)), TrainerCfg(accelerator="cpu", precision="fp32")
+    set_memory_format(net, net, (torch.randn(1, 4, 8, 8),), replace(cfg, devices=2))
+    assert not asked
+    assert next(net.parameters()).is_contiguous()
+    set_memory_format(net, net, (torch.randn(1, 4, 8, 8),), cfg)
+    assert len(asked) == 2

@@ -21,6 +21,7 @@ from data.embedded import load
 from diffusion import DiffusionModule
 from metrics.reconstruction import iou
 from models.optim import build_optimizer, reseed, schedule
+from models.steps import time_used
 from samplers import SAMPLERS, Guidance, When, build_sampler, sampler_for, solvers_of
 
 
@@ -262,7 +263,9 @@ def test_progress_is_that_of_the_steps_or_of_the_time_limit_whichever_is_further
 ) -> None:
     cfg = tiny_diffusion.cfg
     tiny_diffusion.cfg = replace(cfg, train=replace(cfg.train, max_steps=10))
-    tiny_diffusion._trainer = SimpleNamespace(callbacks=timers, global_step=step)  # type: ignore[assignment]
+    trainer: Any = SimpleNamespace(callbacks=timers, global_step=step)
+    tiny_diffusion._trainer = trainer
+    tiny_diffusion.used = time_used(trainer)
     assert tiny_diffusion.when() == When(step, progress)
 
 

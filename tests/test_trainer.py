@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -120,12 +121,16 @@ def test_stage_2_refuses_what_is_no_finished_stage_1(stage_1: Path, stage_2: Pat
     foreign = refusal(train(2, tmp_path / "b", "--autoencoder", str(stage_2 / "last.ckpt")))
     assert "'diffusion'" in foreign
     assert "bash scripts/train_stage_1.sh" in foreign
-    unfinished = refusal(train(2, tmp_path / "c", "--autoencoder", str(stage_1 / "best.ckpt")))
+    earlier = refusal(train(2, tmp_path / "c", "--autoencoder", str(stage_1 / "best.ckpt")))
+    assert f"name the last one of its training: {stage_1 / 'last.ckpt'}" in earlier
+    (tmp_path / "stopped").mkdir()
+    shutil.copy(stage_1 / "best.ckpt", tmp_path / "stopped" / "last.ckpt")
+    unfinished = refusal(train(2, tmp_path / "c", "--autoencoder", str(tmp_path / "stopped" / "last.ckpt")))
     assert "not finished" in unfinished
     assert "bash scripts/train_stage_1.sh" in unfinished
     other = refusal(train(2, tmp_path / "d", "--autoencoder", str(stage_1 / "last.ckpt"), "--data.image-size", "64"))
     assert "32-pixel" in other
-    assert not list(tmp_path.glob("*/last.ckpt"))
+    assert not list(tmp_path.glob("[a-d]/last.ckpt"))
 
 
 def test_a_teacher_of_decay_1_stays_the_model_of_init(stage_2: Path, tmp_path: Path) -> None:
