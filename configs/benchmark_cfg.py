@@ -6,7 +6,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from configs.checks import non_negative, require
-from configs.presets import STAGE_2
+from configs.presets import STAGE_1
 
 PARTS = (
     "layers", "precision", "objectives", "pipeline", "graphs", "data", "pixels", "generation", "rivals", "memory",
@@ -33,7 +33,7 @@ class BenchmarkCfg:
     """What to measure on; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        require(self.preset in STAGE_2, "preset", self.preset, f"one of {', '.join(STAGE_2)}")
+        require(self.preset in STAGE_1, "preset", self.preset, f"one with both stages: {', '.join(STAGE_1)}")
         for part in self.only:
             require(part in PARTS, "only", part, f"one of {', '.join(PARTS)}")
         non_negative("repeats", self.repeats)

@@ -75,10 +75,11 @@ class VariancePreserving(Path):
         self.most_steps = cfg.timesteps
         power = cumulative_signal(cfg)
         self.alpha, self.sigma = power.sqrt(), (1 - power).sqrt()  # float64 [T + 1]
+        self.both = list(zip(self.alpha.tolist(), self.sigma.tolist(), strict=True))  # plain numbers, also in a graph
 
     def amplitudes(self, t: float) -> tuple[float, float]:
         n = round((1 - t) * self.cfg.timesteps)
-        return float(self.alpha[n]), float(self.sigma[n])
+        return self.both[n]
 
     def ends(self, answer: Tensor, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
         alpha, sigma = self.amplitudes(t)

@@ -33,16 +33,18 @@ def objectives(cfg: Stage2Cfg, stage_1: Stage1Cfg) -> dict[str, Entrant]:
 
 
 def step_times(entrants: dict[str, Entrant]) -> dict[str, list[float]]:
-    """Seconds per training step of each entrant on the CPU, one number per repeat."""
+    """Seconds per training step of each entrant where trainings run by default, one number per repeat."""
     import torch
 
     from models.hardware import bf16_is_fast
     from scripts.benchmarks.report import interleaved
+    from scripts.seeded import choose_device
 
-    bf16 = bf16_is_fast("cpu")
+    device = choose_device("auto")
+    bf16 = bf16_is_fast(device.type)
     dtype = "bf16" if bf16 else "fp32"
-    print(f"timing: {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}", flush=True)
-    steppers = {name: stepper(entrant, bf16, torch.device("cpu")) for name, entrant in entrants.items()}
+    print(f"timing: {device}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}", flush=True)
+    steppers = {name: stepper(entrant, bf16, device) for name, entrant in entrants.items()}
     return interleaved(steppers, REPEATS)
 
 

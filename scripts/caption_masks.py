@@ -38,7 +38,8 @@ def caption(cfg: CaptionMasksCfg) -> Path:
     found = read_folder(cfg.path, "PATH", "", cfg.data)
     out = found.root / METADATA[0]
     if out.exists() and not cfg.overwrite:
-        raise FileExistsError(f"{out} is already there: move it away, or add --overwrite True to replace its captions")
+        raise FileExistsError(f"{out} is already there: move it away, or replace its captions by "
+                              f".venv/bin/python -m scripts.caption_masks {cfg.path} --overwrite True")  # fmt: skip
     masks = found.usable(FolderSource.max_bad)
     deeper = [path for name in METADATA for path in sorted(found.root.rglob(name)) if path.parent != found.root]
     if deeper:

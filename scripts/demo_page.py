@@ -66,7 +66,7 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
             f"# Masks from prompts\nModel `{model}`, masks of {size}x{size} pixels in 1 to {MOST_STEPS} network steps. "
             "The same seed and settings give the same mask.", elem_id="title",
         )
-        last: Any = gr.State(None)  # the result that is shown, of this visitor
+        last: Any = gr.State(None)  # the result that is shown, of this visitor; it grows while it is drawn
         with gr.Row():
             with gr.Column(scale=6, min_width=340):
                 with gr.Tabs():
@@ -213,7 +213,7 @@ def looks(result: Result, model: str, files: list[str] | None = None) -> list[An
     ]
     return [
         gr.update(visible=False), summary(result, model), as_html(result), picture, archive,
-        gr.update(interactive=not files), result if files else gr.skip(),
+        gr.update(interactive=not files), result,
     ]  # fmt: skip
 
 

@@ -49,14 +49,22 @@ def make_sketch(given: np.ndarray, name: str, module: Any) -> Tensor:
     if not drawn.any():
         raise ConfigError(f"sketch is {name!r}, but nothing is drawn in it: draw what the masks should follow")
     size = module.cfg.data.image_size
-    return torch.from_numpy(fit_masks(thickened(drawn, size)[None], size)[None]).float()
+    fitted = fit_masks(thickened(drawn, size)[None], size)
+    if not fitted.any():
+        raise ConfigError(f"sketch is {name!r}, but nothing of it is left at {size}x{size} pixels: draw it larger")
+    return torch.from_numpy(fitted[None]).float()
 
 
 def thickened(drawn: np.ndarray, size: int) -> np.ndarray:
     """Lines [H,W] of 0/1, thick enough to be seen when the whole is made as small as ``size``."""
     from scipy.ndimage import maximum_filter
 
-    reach = max(drawn.shape) // size // 2
+    from data.fit import fitted_size
+
+    high, wide = drawn.shape
+    h, w = fitted_size(high, wide, size)
+    cell = max(-(-high // h), -(-wide // w))
+    reach = cell // 2  # 2 * reach + 1 pixels are at least one of the small ones
     return drawn if reach == 0 else maximum_filter(drawn, 2 * reach + 1, mode="constant")
 
 

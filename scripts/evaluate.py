@@ -8,6 +8,7 @@ numbers of one table, whose first row is what as many real masks score.
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -42,30 +43,40 @@ def main(argv: list[str] | None = None) -> None:
         from metrics.comparison import as_row, quality_figure
         from metrics.report import as_table
         from metrics.run_report import report_if_possible
-        from models.checkpoint import file_hash
         from scripts.mask_model import load_mask_model
         from scripts.seeded import choose_device
 
         path = checkpoint_path(cfg.checkpoint)
+        beside = Path("runs") / path.stem if path.parent == FOLDER else path.parent
+        out = Path(cfg.out).expanduser() if cfg.out else beside / "evaluation.json"
+        require_writable(out)
         print(f"{as_text(cfg)}\nmodel: {path}", flush=True)
         module = load_mask_model(path, choose_device(cfg.accelerator))
         if module.cfg.data.channels != 1:
             raise ConfigError("this checkpoint draws ordinary images, but evaluate judges binary masks only")
         train, held_out = load_splits(module.cfg.data)
         report = evaluate(module, train, held_out, cfg)
-        report = {"config": to_dict(cfg), "checkpoint_sha256": file_hash(path), **report}
-        beside = Path("runs") / path.stem if path.parent == FOLDER else path.parent
-        out = Path(cfg.out).expanduser() if cfg.out else beside / "evaluation.json"
+        report = {"config": to_dict(cfg), "checkpoint_sha256": module.sha256, **report}
+        print(f"{as_table(report)}\n")
         out.parent.mkdir(parents=True, exist_ok=True)
         out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
         quality_figure([as_row(beside.name, [report])], out.with_suffix(".png"))
-        print(f"{as_table(report)}\n\nreport: {out}\nfigure: {out.with_suffix('.png')}")
+        print(f"report: {out}\nfigure: {out.with_suffix('.png')}")
         if cfg.sketches:
             picture = out.with_name(f"{out.stem}-sketches.png")
             sketch_grid(module, held_out, cfg).save(picture)
             print(f"sketches: {picture}")
         if out == path.parent / "evaluation.json" and (path.parent / "run.json").exists():
             report_if_possible(path.parent)
+
+
+def require_writable(out: Path) -> None:
+    """Raises ConfigError where a file cannot be written, before minutes go into what it is to hold."""
+    if out.is_dir():
+        raise ConfigError(f"out is {str(out)!r}, which is a folder: name a file, such as {out / 'evaluation.json'}")
+    there = next(folder for folder in out.absolute().parents if folder.exists())
+    if not there.is_dir() or not os.access(there, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
+        raise ConfigError(f"{out} cannot be written: name another file with --out")
 
 
 def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -> dict[str, Any]:

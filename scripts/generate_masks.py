@@ -156,7 +156,8 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         "eta": getattr(sampler.cfg, "eta", None), "guidance": cfg.guidance, "guidance_from": cfg.guidance_from,
         "guidance_to": cfg.guidance_to, "cfg_zero": cfg.cfg_zero, "zero_init": cfg.zero_init,
         "threshold": cfg.threshold, "precision": cfg.precision,
-        "one_bit": cfg.one_bit, "checkpoint": file_hash(checkpoint_path(cfg.checkpoint)),
+        "one_bit": cfg.one_bit,
+        "checkpoint": getattr(module, "sha256", "") or file_hash(checkpoint_path(cfg.checkpoint)),
     }  # fmt: skip
     further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about, **said}
     further["tries"] = tries if tries > 1 else None

@@ -50,8 +50,8 @@ class Drawer(nn.Module):
 
 
 def no_noise(like: Tensor) -> Tensor:
-    raise ConfigError("this sampler adds fresh noise in its steps, which a graph cannot hold: train or name one that "
-                      "does not, such as ddim for ddpm")  # fmt: skip
+    raise ConfigError("this sampler adds fresh noise in its steps, which a graph cannot hold: train one that does "
+                      "not, such as sampler:ddim")  # fmt: skip
 
 
 def example(module: Any, rows: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -95,7 +95,10 @@ def write_graph(module: Any, path: Path, steps: int) -> dict[str, Any]:
     kind = path.suffix
     require_packages(kind)
     drawer = Drawer(module, steps).eval().requires_grad_(False)
-    program = as_program(drawer, example(module, 3))
+    inputs = example(module, 3)
+    with torch.no_grad():
+        drawer(*inputs)  # what it refuses is said here; inside of torch.export it would be a traceback
+    program = as_program(drawer, inputs)
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f"{PREFIX}{path.stem}.new{kind}")  # what fails the check never gets the final name
     try:

@@ -11,9 +11,10 @@ from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict
 from configs.diffusion_cfg import Stage2Cfg
 from models import build_backbone
-from models.checkpoint import read_checkpoint, whole
+from models.checkpoint import file_hash, read_checkpoint, whole
 from models.codec import Autoencoder
 from models.export import KEY, MAKE, averaged, with_twins
+from models.parts import is_parts
 from models.text import TextEncoder
 from samplers import build_sampler
 from samplers.generates import Generates
@@ -30,6 +31,7 @@ class MaskModel(Generates, nn.Module):
         self.sampler = build_sampler(cfg.sampler)
         self.encode_text = TextEncoder(cfg.text)
         self.average = build_backbone(cfg.backbone, self.latent_shape, self.encode_text.features, cfg.text.width)
+        self.sha256 = ""  # of the file that it was read from
         self.eval().requires_grad_(False)
 
 
@@ -38,11 +40,14 @@ def load_mask_model(path: str | Path, device: str | torch.device = "cpu", bf16: 
 
     ``bf16``: for drawing in bfloat16 only, with the weights that autocast would convert at every call converted once.
     """
+    there = Path(path).is_file() or is_parts(Path(path))
+    digest = file_hash(path) if there else ""  # first: a running training may soon put another file there
     content = read_checkpoint(path, "diffusion", MAKE)
     about = content[KEY]
     with whole(path, MAKE):
         autoencoder = Autoencoder(from_dict(Stage1Cfg, about["autoencoder"]))
         model = MaskModel(from_dict(Stage2Cfg, about["config"]), autoencoder)
+        model.sha256 = digest
         state = with_twins(averaged(content["state_dict"], torch.float32))
         twins = [name for name in state if name.startswith(("net.", "teacher."))]  # training needs them
         model.load_state_dict({name: value for name, value in state.items() if name not in twins})

@@ -43,6 +43,7 @@ def quickstart(cfg: QuickstartCfg) -> Path:
     """
     import torch
 
+    from data.sources import load_splits
     from scripts.check_data import check
 
     began = time.monotonic()
@@ -69,7 +70,7 @@ def quickstart(cfg: QuickstartCfg) -> Path:
     train_stage_2(replace(stage_2, train=train_2), "quickstart")
     print("== 4 of 4: masks in 1, 4 and 32 steps", flush=True)
     checkpoint = out / "stage2" / "last.ckpt"
-    judge_and_draw(checkpoint, prompts, out)
+    draw_and_judge(checkpoint, prompts, len(load_splits(stage_2.data)[1]), out)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(
         f"\nDone in {minutes} min {seconds} s. Look at {out / 'masks' / 'grid.png'} (rows: prompts, blocks: steps).\n"
@@ -143,14 +144,12 @@ def crisp_shares(masks: np.ndarray) -> dict[int, float]:
     return shares
 
 
-def judge_and_draw(checkpoint: Path, prompts: list[str], out: Path) -> None:
-    """evaluation.json and its table, where there are enough masks, and masks of the most frequent prompts."""
+def draw_and_judge(checkpoint: Path, prompts: list[str], held_out: int, out: Path) -> None:
+    """Masks of the most frequent prompts, and evaluation.json with its table, where there are enough held-out masks."""
     from scripts.evaluate import main as evaluate
     from scripts.generate_masks import main as generate
 
     steps = ["--steps", "1", "4", "32"]
-    if len(prompts) >= FEWEST:
-        evaluate(["--checkpoint", str(checkpoint), "--num", str(JUDGED), "--classifier-steps", "500", *steps])
     frequent = [" ".join(prompt.split()) for prompt, _ in Counter(prompts).most_common(PROMPTS)]
     listed = out / "prompts.txt"
     listed.write_text("".join(f"{prompt or FolderSource.default_prompt}\n" for prompt in frequent), encoding="utf-8")
@@ -158,6 +157,8 @@ def judge_and_draw(checkpoint: Path, prompts: list[str], out: Path) -> None:
         "--checkpoint", str(checkpoint), "--prompts-file", str(listed), "--num", str(EACH), "--out", str(out / "masks"),
         *steps,
     ])  # fmt: skip
+    if len(prompts) >= FEWEST and held_out >= 2:  # the tenth is drawn by content: it can be one mask, or none
+        evaluate(["--checkpoint", str(checkpoint), "--num", str(JUDGED), "--classifier-steps", "500", *steps])
 
 
 if __name__ == "__main__":

@@ -30,6 +30,8 @@ def refuse_kindly(command: str) -> Iterator[None]:
         said, code = str(error), 1 if names & ON_THE_WAY else 2
         if names & OUT_OF_MEMORY:
             said, code = f"memory ran out ({str(error).split('.')[0][:100]}): {SMALLER}", 1
+        elif isinstance(error, OSError) and error.errno is not None:  # a full disk, one that cannot be written to
+            code = 1
         elif not names & (ON_THE_WAY | MENDABLE):
             raise
     else:

@@ -19,10 +19,12 @@ from configs.backbone_cfg import DiTCfg, UNetCfg
 from configs.checks import positive, require
 from configs.cli import parse
 from configs.presets import ICON_UNET, LONG_TRAJECTORY, SMALL_UNET
+from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
     import torch
 
+MARK = "<!-- table -->\n"  # what comes after it is written anew
 FEATURES, TOKENS, TEXT_WIDTH = 384, 16, 128
 GPU_BYTES = 80e9
 GPU_SPEED = 0.35 * 989e12
@@ -202,6 +204,12 @@ def measured(name: str, rows: int) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     cfg: ScalingCfg = parse(ScalingCfg, sys.argv[1:] if argv is None else argv, "python -m scripts.scaling")
+    with refuse_kindly("scaling"):
+        run(cfg)
+
+
+def run(cfg: ScalingCfg) -> None:
+    """Print what is asked for, and write the table."""
     if cfg.measure:
         print(measured(cfg.measure, cfg.rows))
         return
@@ -209,8 +217,8 @@ def main(argv: list[str] | None = None) -> None:
     print(text)
     if cfg.out:
         path = Path(cfg.out)
-        head, mark, _ = path.read_text().partition("<!-- table -->\n")
-        path.write_text(f"{head}{mark}{text}\n")
+        head = path.read_text(encoding="utf-8").partition(MARK)[0] if path.exists() else ""
+        path.write_text(f"{head}{MARK}{text}\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

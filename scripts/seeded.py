@@ -5,6 +5,7 @@ order for another batch size, which moves them by about 1e-6. A mask with a pixe
 out differently, so ``decided`` draws such a mask again, alone, and takes that answer at every batch size.
 """
 
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -90,13 +91,26 @@ def recipes(
         sampler.check(guidance)
         if times is not None:
             sampler.grid(None, times, start=start)
+            require_still_steps(guidance, [len(times) - 1])
             return [Recipe(sampler, len(times) - 1, times, guidance, **further)]
         counts = list(steps) or [sampler.cfg.steps]
         for count in counts:
             sampler.grid(count, None, cfg.shift, start)
+        require_still_steps(guidance, counts)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return [Recipe(sampler, count, None, guidance, cfg.shift, **further) for count in counts]
+
+
+def require_still_steps(guidance: Guidance, counts: Sequence[int]) -> None:
+    """Raises ConfigError where ``zero_init`` is so small a share that it would change no mask at any step count."""
+    if guidance.zero_init > 0 and not any(guidance.still_steps(count) for count in counts):
+        most = max(counts)
+        raise ConfigError(
+            f"zero_init is {guidance.zero_init:g}, but the first of {most} steps is a larger share: ask for "
+            f"{math.ceil(1000 / most) / 1000:g} or more, or for {math.ceil(1 / guidance.zero_init - 1e-9)} steps or "
+            "more"
+        )
 
 
 def choose_device(accelerator: str) -> torch.device:

@@ -23,6 +23,12 @@ from scripts.benchmarks.step import operations, stage_2_step
 CPU = torch.device("cpu")
 
 
+def test_presets_without_a_stage_1_of_their_own_are_refused() -> None:
+    for preset in ("animals-one-step", "icons-sketch"):
+        with pytest.raises(ConfigError, match="but it must be one with both stages: animals-tiny, "):
+            BenchmarkCfg(preset)
+
+
 def test_runs_take_turns_after_one_call_each_to_warm_up() -> None:
     calls = []
 

@@ -1,6 +1,7 @@
 """Wavelet and convolution networks are compared at equal size or at equal work."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -89,3 +90,17 @@ def test_sizes_span_what_is_promised_and_grow() -> None:
     assert 0.9e9 < found[-1].parameters < 1.2e9
     assert (scaling.SIZES[0].image_size, scaling.SIZES[-1].image_size) == (32, 1024)
     assert [cost.parameters for cost in found] == sorted(cost.parameters for cost in found)
+
+
+def test_the_table_goes_into_a_new_file_or_in_the_place_of_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scaling, "table", lambda: "| a |")
+    page = tmp_path / "new.md"
+    for before in ("", "# Scaling\n\n"):
+        page.unlink(missing_ok=True)
+        if before:
+            page.write_text(before)
+        for _ in range(2):
+            scaling.main(["--out", str(page)])
+            assert page.read_text() == f"{before}<!-- table -->\n| a |\n"

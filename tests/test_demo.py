@@ -326,3 +326,17 @@ def test_a_way_leads_from_one_prompt_to_another(page: Any) -> None:
     assert (masks[0] != masks[2]).any()
     fill(page, "num", 1)
     assert "needs 2 masks or more" in complaint(page, "between")
+
+
+def test_a_mask_can_be_taken_from_a_grid_that_is_not_finished(checkpoint: str) -> None:
+    pytest.importorskip("gradio", reason="the page's package is not installed (it is optional)")
+    from scripts.demo_page import from_grid, looks
+
+    results = draw_in_turn(FakeModule(ShortcutCfg()), asked(checkpoint))
+    next(results)
+    partial = next(results)
+    shown = looks(partial, "m")[-1]
+    editor, _ = from_grid(shown, 1)
+    assert (editor["background"][::64, ::64] == partial.pixels[0]).all()
+    _, message = from_grid(shown, 2)
+    assert "the grid has masks 1 to 1" in message["value"]

@@ -22,8 +22,8 @@ from configs.checks import ConfigError
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
 from configs.generate_cfg import GenerateCfg
-from configs.run_folder import choose_run_dir, lock, newest_complete, put_right, release
-from configs.sampler_cfg import FlowCfg, TrajectoryCfg
+from configs.run_folder import choose_run_dir, is_first, lock, newest_complete, put_right, release
+from configs.sampler_cfg import FlowCfg, ShortcutCfg, TrajectoryCfg
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import same_file, write_text
 from data import embedded
@@ -35,6 +35,7 @@ from models.export import KEY, read_export
 from models.saving import SaveError, WholeCheckpoints
 from samplers import SamplerMismatch
 from scripts import generate_masks
+from scripts.evaluate import main as evaluate
 from scripts.mask_files import output_folder
 from scripts.ranks import Ranks
 from scripts.run import refuse_kindly
@@ -71,6 +72,13 @@ JUMPS = TrajectoryCfg(train_guidance=2.0, jumps_from=0.0)
 def test_a_teacher_that_knows_nothing_of_what_it_is_asked_for_is_refused(cfg: Stage2Cfg, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         take_over(cfg)
+
+
+def test_a_curriculum_that_ends_before_steps_are_learned_is_refused() -> None:
+    cfg = Stage2Cfg(sampler=ShortcutCfg(begin=0.5, curriculum=0.3))
+    with pytest.raises(ConfigError, match=r"sampler\.curriculum is 0\.3, but no steps are learned before .*0\.5"):
+        take_over(cfg)
+    assert take_over(replace(cfg, sampler=ShortcutCfg(begin=0.2, curriculum=0.3)))[1] is None
 
 
 def test_a_model_that_learned_no_jumps_is_no_teacher_of_jumps(tiny_diffusion: DiffusionModule, tmp_path: Path) -> None:
@@ -117,6 +125,25 @@ def test_a_training_is_neither_begun_over_another_nor_resumed_from_nowhere(
     monkeypatch.setenv("LOCAL_RANK", "0")
     with pytest.raises(ConfigError, match=r"started by a launcher.*add --train\.run-dir FOLDER"):
         choose_run_dir(TrainerCfg(), "x")
+
+
+def test_one_process_of_a_launcher_writes_what_there_is_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = Path.touch
+
+    def touched(path: Path) -> None:
+        usual(path)
+        path.unlink()  # as another process does that tries the same folder
+
+    monkeypatch.setattr(Path, "touch", touched)
+    choose_run_dir(TrainerCfg(run_dir=str(tmp_path)), "x")
+    assert is_first()
+    release(tmp_path)
+    for name in ("RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(name, "1")
+        assert not is_first()
+        monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("MASK_RUN_DIR", f"1:{tmp_path}")  # started by process 1
+    assert not is_first()
 
 
 def test_folders_chosen_in_the_same_second_differ(tmp_path: Path) -> None:
@@ -273,6 +300,24 @@ def test_samplers_and_devices_that_cannot_be_had_are_refused(monkeypatch: pytest
     with pytest.raises(ConfigError, match="accelerator is 'gpu', but torch sees no GPU here"):
         choose_device("gpu")
     assert choose_device("auto") == torch.device("cpu")
+
+
+def test_a_full_disk_is_a_sentence_and_a_failure_of_the_moment(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end, refuse_kindly("x"):
+        raise OSError(errno.ENOSPC, "No space left on device", "masks/grid.png")
+    assert end.value.code == 1
+    assert capsys.readouterr().err == "x: [Errno 28] No space left on device: 'masks/grid.png'\n"
+
+
+@pytest.mark.parametrize("out", ["", "file/evaluation.json"])
+def test_a_judgement_that_could_not_be_written_is_not_begun(
+    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as end:
+        evaluate(["--checkpoint", "animals", "--out", str(tmp_path / out)])
+    assert end.value.code == 2
+    assert ("which is a folder: name a file" if not out else "cannot be written") in capsys.readouterr().err
 
 
 def test_what_nobody_foresaw_keeps_its_traceback() -> None:

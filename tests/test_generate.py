@@ -25,7 +25,7 @@ from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
 from data.folder import load_folder
 from samplers import SamplerMismatch
 from scripts import generate_masks
-from scripts.generate_masks import generate_to_folder, main, read_prompts
+from scripts.generate_masks import generate_to_folder, main, planned, read_prompts
 from scripts.mask_files import output_folder, slug, unique_slugs
 
 ROOT = Path(__file__).parents[1]
@@ -251,3 +251,23 @@ def test_a_mistake_ends_in_one_sentence(args, said, capsys, tmp_path):
     error = re.sub(r"[\s│]+", " ", capsys.readouterr().err)
     assert said in error
     assert "Traceback" not in error
+
+
+def test_a_share_of_steps_that_holds_no_whole_step_is_refused(checkpoint: str, tmp_path: Path) -> None:
+    """CFG-Zero*'s zero_init would change nothing, and the manifest would say that it had."""
+    how: dict[str, Any] = {"sampler": "heun", "guidance": 2.0, "zero_init": 0.04}
+    module = FakeModule(FlowCfg())
+    with pytest.raises(ConfigError, match=r"first of 16 steps is a larger share: ask for 0\.063 or more, or for 25 st"):
+        planned(module, cfg_for(checkpoint, tmp_path / "a", **how))
+    for enough in ({"zero_init": 0.063}, {"steps": (25,)}, {"steps": (4, 25)}):
+        planned(module, cfg_for(checkpoint, tmp_path / "a", **how | enough))
+
+
+def test_files_name_the_weights_that_drew_them(checkpoint: str, tmp_path: Path) -> None:
+    """A training may have put others in their place since they were read."""
+    module: Any = FakeModule(FlowCfg())
+    plan, _ = planned(module, cfg_for(checkpoint, tmp_path / "a"))
+    module.sha256 = "of what was read"
+    again, _ = planned(module, cfg_for(str(tmp_path / "gone.ckpt"), tmp_path / "a"))
+    assert len(plan.shared["checkpoint"]) == 64
+    assert again.shared["checkpoint"] == "of what was read"

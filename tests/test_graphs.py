@@ -92,6 +92,18 @@ def test_a_sampler_that_draws_noise_is_refused(tiny_diffusion: DiffusionModule) 
         Drawer(tiny_diffusion, 3)(*example(tiny_diffusion, 1))
 
 
+@pytest.mark.slow
+def test_a_diffusion_network_has_a_graph_unless_its_steps_add_noise(
+    tiny_diffusion: DiffusionModule, tmp_path: Path
+) -> None:
+    tiny_diffusion.sampler = build_sampler(DDPMCfg())
+    with pytest.raises(ConfigError, match="adds fresh noise in its steps, which a graph cannot hold: train one"):
+        write_graph(tiny_diffusion, tmp_path / "a.pt2", 3)
+    assert not list(tmp_path.iterdir())
+    tiny_diffusion.sampler = build_sampler(DDIMCfg())
+    assert write_graph(tiny_diffusion, tmp_path / "a.pt2", 2)["largest_error"] <= 1e-4
+
+
 def test_missing_packages_and_other_endings_are_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

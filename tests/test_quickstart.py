@@ -121,6 +121,18 @@ def test_a_folder_without_captions_becomes_a_model_that_was_asked_for_its_geomet
     assert "is not an empty folder" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(("masks", "held_out"), [(50, 0), (50, 1), (49, 9), (50, 2)])
+def test_masks_are_drawn_also_where_too_few_are_held_out_to_be_judged(
+    masks: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    called: list[str] = []
+    monkeypatch.setattr("scripts.evaluate.main", lambda words: called.append("judged"))
+    monkeypatch.setattr("scripts.generate_masks.main", lambda words: called.append("drawn"))
+    quickstart.draw_and_judge(tmp_path / "last.ckpt", ["a cat"] * (masks - 1) + [""], held_out, tmp_path)
+    assert called == ["drawn", "judged"][: 1 + (masks == 50 and held_out == 2)]
+    assert (tmp_path / "prompts.txt").read_text() == "a cat\nBinary Mask\n"
+
+
 def test_a_folder_that_cannot_be_trained_on_is_refused_and_nothing_is_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -275,13 +275,31 @@ def test_a_sketch_goes_with_guidance_negative_prompts_and_ways(
         assert all((a != b).any() for a, b in zip(drawn, without, strict=True)), name
 
 
-def test_thin_lines_of_a_large_drawing_are_not_lost(sketching: DiffusionModule) -> None:
-    lines = np.zeros((700, 1000), np.uint8)
-    lines[100:600, 500] = 1
-    sketch = make_sketch(lines, "lines", sketching)
-    assert sketch.shape == (1, 1, 32, 32)
-    assert sketch[0, 0].any(1).sum() >= 15  # half of the frame's height, unbroken
-    assert sketch[0, 0].any(0).sum() <= 3
+@pytest.mark.parametrize("side", [33, 48, 64, 96, 125, 250, 350, 1000])
+def test_thin_lines_of_a_large_drawing_are_not_lost(side: int, sketching: DiffusionModule) -> None:
+    for column in range(1, side - 1, 1 + side // 60):
+        lines = np.zeros((7 * side // 10, side), np.uint8)
+        lines[side // 10 : 6 * side // 10, column] = 1
+        sketch = make_sketch(lines, "lines", sketching)
+        assert sketch.shape == (1, 1, 32, 32)
+        assert sketch[0, 0].any(1).sum() >= 15, column  # half of the frame's height, unbroken
+        assert sketch[0, 0].any(0).sum() <= 3, column
+
+
+def test_thin_lines_along_a_flat_drawing_are_not_lost(sketching: DiffusionModule) -> None:
+    for height, width in ((13, 96), (40, 333), (7, 64)):
+        for row in range(1, height - 1):
+            lines = np.zeros((height, width), np.uint8)
+            lines[row, 2 : width - 2] = 1
+            for drawn in (lines, lines.T):
+                assert make_sketch(drawn, "lines", sketching).sum() >= 28, (height, width, row)
+
+
+def test_a_sketch_of_which_nothing_is_left_is_refused(sketching: DiffusionModule) -> None:
+    speck = np.zeros((1000, 1000), np.uint8)
+    speck[31, 31] = 1  # at the corner of four cells, a quarter of each when it is thickened
+    with pytest.raises(ConfigError, match="nothing of it is left at 32x32 pixels: draw it larger"):
+        make_sketch(speck, "speck", sketching)
 
 
 def test_sketches_that_cannot_be_followed_are_refused(
