@@ -142,8 +142,8 @@ class DiffusionModule(Generates, L.LightningModule):
         checkpoint[KEY] = about | {"autoencoder": to_dict(self.autoencoder.cfg)}
 
 
-def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> DiffusionModule:
-    """The model of a stage-2 checkpoint or export, in eval mode on ``device``. Raises CheckpointError."""
+def load_diffusion(path: str | Path) -> DiffusionModule:
+    """The model of a stage-2 checkpoint or export, in eval mode. Raises CheckpointError."""
     content = read_checkpoint(path, "diffusion", MAKE)
     about = content[KEY]
     with whole(path, MAKE):
@@ -153,4 +153,4 @@ def load_diffusion(path: str | Path, device: str | torch.device = "cpu") -> Diff
         own = {name: value for name, value in module.state_dict().items() if name.startswith("measure.")}
         module.load_state_dict(own | with_twins(content["state_dict"]))
         module.complete = about["complete"]
-    return module.to(device).eval().requires_grad_(False)
+    return module.eval().requires_grad_(False)

@@ -244,12 +244,16 @@ def find_autoencoder(cfg: Stage2Cfg) -> Path:
     return newest
 
 
-def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
-    """What ``cfg.init`` decides (network and text settings), and its model; without one, ``cfg`` as it is."""
+def require_curriculum(cfg: Stage2Cfg) -> None:
+    """Raises ConfigError for a curriculum that would change nothing; a config that is only read may hold one."""
     if isinstance(cfg.sampler, FlowMapCfg) and 0 < cfg.sampler.curriculum <= cfg.sampler.begin:
         raise ConfigError(f"sampler.curriculum is {cfg.sampler.curriculum:g}, but no steps are learned before "
                           f"sampler.begin ({cfg.sampler.begin:g}), so that it would change nothing: set it above that, "
                           "or to 0")  # fmt: skip
+
+
+def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
+    """What ``cfg.init`` decides (network and text settings), and its model; without one, ``cfg`` as it is."""
     if not cfg.init:
         require(not cfg.sketch.only, "sketch.only", True, "False without a trained network beside the encoder: "
                 "name one with --init")  # fmt: skip
@@ -382,6 +386,7 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     resume = find_resume(cfg, "diffusion")
     source = None
     if resume is None:
+        require_curriculum(cfg)
         cfg, source = take_over(cfg)
         autoencoder = checked_autoencoder(cfg, source)
     elif resume.nothing_to_do(cfg.train):

@@ -104,10 +104,5 @@ class DiTCfg(BackboneCfg):
         one_of("backbone.patch_size", self.patch_size, (1, 2, 4))
         one_of("backbone.patch", self.patch, ("linear", "wavelet"))
 
-    @property
-    def factor(self) -> int:
-        """The latent's height and width must be multiples of this."""
-        return self.patch_size
-
 
 Backbone = Annotated[UNetCfg, subcommand("unet")] | Annotated[DiTCfg, subcommand("dit")]

@@ -8,6 +8,11 @@ class ConfigError(ValueError):
     """A config value that cannot work; the message names the field, the value and what to do."""
 
 
+def first_line(error: BaseException, most: int = 150) -> str:
+    """The first ``most`` letters of what an error of another library says; its kind if it says nothing."""
+    return next(iter(str(error).splitlines()), type(error).__name__)[:most]
+
+
 def require(ok: bool, field: str, value: object, rule: str) -> None:
     """Raise ``ConfigError`` unless ``ok``: ``field`` is ``value`` but must obey ``rule``."""
     if not ok:

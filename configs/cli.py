@@ -21,21 +21,28 @@ CHOICE = re.compile(r"[a-z_.]+:[a-z0-9-]+")  # such as sampler:ddim
 
 @overload
 def parse(
-    default: type[Cfg], argv: Sequence[str], prog: str, description: str = "", *, flags: bool = False
+    default: type[Cfg], argv: Sequence[str] | None, prog: str, description: str = "", *, flags: bool = False
 ) -> Cfg: ...
 
 
 @overload
-def parse(default: Cfg, argv: Sequence[str], prog: str, description: str = "", *, flags: bool = False) -> Cfg: ...
+def parse(
+    default: Cfg, argv: Sequence[str] | None, prog: str, description: str = "", *, flags: bool = False
+) -> Cfg: ...
 
 
-def parse(default: Any, argv: Sequence[str], prog: str, description: str = "", *, flags: bool = False) -> Any:
+def parse(
+    default: Any, argv: Sequence[str] | None, prog: str, description: str = "", *, flags: bool = False
+) -> Any:
     """The config that ``argv`` asks for, starting from a default instance (or from a class with defaults).
+
+    Without ``argv``, the words of this process's command line.
 
     With ``flags``, a switch is "--quick" instead of "--quick True".
 
     Prints one sentence and exits with 2 for unknown names (with the near ones) and for values that cannot work.
     """
+    argv = sys.argv[1:] if argv is None else argv
     cls: Any = default if isinstance(default, type) else type(default)
     start: dict[str, Any] = {} if isinstance(default, type) else {"default": default}
     cli: Any = tyro.cli  # its overloads cannot tell a class from an instance
@@ -58,9 +65,11 @@ def parse(default: Any, argv: Sequence[str], prog: str, description: str = "", *
         raise SystemExit(2) from None
 
 
-def parse_preset(presets: Mapping[str, Callable[[], Cfg]], argv: Sequence[str], prog: str) -> tuple[str, Cfg]:
+def parse_preset(
+    presets: Mapping[str, Callable[[], Cfg]], argv: Sequence[str] | None, prog: str
+) -> tuple[str, Cfg]:
     """PRESET [--overrides] -> the preset's name and its config; without a name, the first preset."""
-    name, rest = next(iter(presets)), list(argv)
+    name, rest = next(iter(presets)), list(sys.argv[1:] if argv is None else argv)
     if rest and not rest[0].startswith("-") and ":" not in rest[0]:
         name, rest = rest[0], rest[1:]
     if name not in presets:

@@ -8,7 +8,7 @@ from configs.backbone_cfg import UNetCfg
 from configs.checks import positive, require
 from configs.data_cfg import AugmentCfg, DataCfg, FolderSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg
-from configs.presets import TRAJECTORY
+from configs.presets import SMALL_UNET, TRAJECTORY
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 SIZES = (32, 64, 128)
@@ -79,7 +79,7 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg | No
     data = DataCfg(FolderSource(folder), image_size=size, batch_size=batch, augment=AugmentCfg(versions=versions))
     train = TrainerCfg(max_steps=ENDLESS, val_every=500, quality=0, devices=1)
     tokens = next(limit for limit in (16, 32, 64) if facts.tokens <= limit or limit == 64)
-    backbone = UNetCfg(width=64, multipliers=(1, 2), blocks=2, attention_sizes=(4,))
+    backbone = SMALL_UNET
     if facts.on_gpu:
         backbone = UNetCfg(width=96, multipliers=(1, 2, 2), blocks=2, attention_sizes=(8, 4))
     time = STAGE_2 + STAGE_1 if init else STAGE_2

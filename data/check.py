@@ -10,6 +10,8 @@ from data.split import canonical_hashes
 
 _GREY_FILE = 0.1
 _NAMED = 3
+_MOSTLY = 0.6
+_DARK_ON_WHITE = " (white is foreground: if what you drew is dark on white, invert the files)"
 
 
 def summary(found: Reading, count_tokens: Callable[[str], int], max_tokens: int) -> dict[str, str]:
@@ -23,7 +25,8 @@ def summary(found: Reading, count_tokens: Callable[[str], int], max_tokens: int)
     if items[0].image.ndim == 2:
         grey = _files(named, lambda item: item.grey > _GREY_FILE)
         told["grey"] = f"{np.mean([item.grey for item in items]):.1%} of the pixels; in more than a tenth: {grey}"
-        told["foreground"] = f"{np.mean([item.area for item in items]):.1%} of the pixels"
+        share = float(np.mean([item.area for item in items]))
+        told["foreground"] = f"{share:.1%} of the pixels" + (_DARK_ON_WHITE if share > _MOSTLY else "")
         told["empty"] = _files(named, lambda item: item.area == 0)
         told["full"] = _files(named, lambda item: item.area == 1)
         told["lost"] = f"{_files(named, lambda item: item.emptied)} (empty once shrunk to the size of the training)"

@@ -55,7 +55,7 @@ def split_by_content(masks: MaskSet, val_fraction: float) -> tuple[MaskSet, Mask
             f"the data set has {len(masks)} masks but only {len(groups)} that differs from the others by more than "
             "a flip, a rotation or a shift; training and validation need at least 2: add masks"
         )
-    below = sum(int.from_bytes(group) < val_fraction * 2.0**256 for group in groups)
+    below = sum(int.from_bytes(group, "big") < val_fraction * 2.0**256 for group in groups)
     held_out = set(groups[: min(max(below, 1), len(groups) - 1)])
     is_held_out = np.array([digest in held_out for digest in hashes])
     return masks.select(np.flatnonzero(~is_held_out)), masks.select(np.flatnonzero(is_held_out))

@@ -153,7 +153,7 @@ class ShardStream(IterableDataset[Batch]):
         hashes = canonical_hashes(np.stack([image for _, image, _ in usable]))
         limit = self.fraction * 2.0**256
         return [one for one, digest in zip(usable, hashes, strict=True)
-                if digest not in self.known and int.from_bytes(digest) >= limit]  # fmt: skip
+                if digest not in self.known and int.from_bytes(digest, "big") >= limit]  # fmt: skip
 
     def order(self, lane: int, number: int) -> list[int]:
         """Shards of one lane in one pass."""

@@ -28,9 +28,6 @@ class FeatureNet:
     frechet_name: str = "Frechet distance"
     """What a Frechet distance in these features is called: FID only with the Inception network that defines it."""
 
-    kernel_name: str = "kernel distance"
-    """The same of a kernel distance, and KID."""
-
     def __call__(self, masks: Tensor) -> Tensor:
         """[N,D] float32 of masks [N,H,W].
 
@@ -91,7 +88,7 @@ def inception_features(weights: Path, device: torch.device | str = "cpu", batch_
             parts.append(net(x.expand(-1, 3, -1, -1))[0].float().cpu())
         return torch.cat(parts)
 
-    return FeatureNet("Inception-v3 (ImageNet, FID's), 2048 features", view, frechet_name="FID", kernel_name="KID")
+    return FeatureNet("Inception-v3 (ImageNet, FID's), 2048 features", view, frechet_name="FID")
 
 
 def _extra(module: str, requirement: str, wanted: str) -> Any:

@@ -32,8 +32,3 @@ def mean_pairwise_iou(masks: Tensor, chunk: int = 1024) -> float:
             total += (both / (a.sum(1, keepdim=True) + b.sum(1) - both)).sum(dtype=torch.float64)
     n = len(masks)
     return float((total - n) / (n * (n - 1)))                                   # a mask has IoU 1 with itself
-
-
-def diversity(generated: Tensor, real: Tensor) -> dict[str, float]:
-    """``mean_pairwise_iou`` of generated masks [N,H,W] and, as ``real_pairwise_iou``, of real masks [M,H,W]."""
-    return {"pairwise_iou": mean_pairwise_iou(generated), "real_pairwise_iou": mean_pairwise_iou(real)}

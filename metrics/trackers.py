@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
-from configs.checks import ConfigError
+from configs.checks import ConfigError, first_line
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import write_text
 
@@ -66,7 +66,7 @@ def mlflow(cfg: TrainerCfg, run_dir: Path) -> Logger:
     try:
         return begun(logger, run_dir, "mlflow", lambda: logger.run_id)
     except Exception as reason:  # of SQLAlchemy, requests, MLflow ...
-        why = (str(reason).splitlines() or [type(reason).__name__])[0][:150]
+        why = first_line(reason)
         raise ConfigError(f"train.mlflow_uri {uri!r} cannot be used ({why}): start it, or name another") from None
 
 
@@ -115,7 +115,7 @@ def harmless(logger: Logger, name: str) -> Logger:
                 return method(*args, **kwargs)
             except Exception as reason:
                 lost.append(reason)
-                why = (str(reason).splitlines() or [type(reason).__name__])[0][:150]
+                why = first_line(reason)
                 warnings.warn(f"{name} failed and gets nothing more of this training ({why})", stacklevel=2)
                 return None
 

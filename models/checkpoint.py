@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from configs.checks import first_line
 from models.export import KEY, SUFFIX, read_export
 from models.parts import GROUPS, WEIGHTS, is_parts, read_about, read_whole, together
 
@@ -52,8 +53,7 @@ def read_checkpoint(path: str | Path, kind: str, make: str, only: str | None = N
         else:
             content = read_export(path) if exported else torch.load(path, map_location="cpu", weights_only=True)
     except Exception as reason:  # torch raises six unrelated types for damaged files
-        first = str(reason).splitlines()[0] if str(reason) else type(reason).__name__
-        raise CheckpointError(path, f"is damaged or not a checkpoint ({first[:100]})", hint) from reason
+        raise CheckpointError(path, f"is damaged or not a checkpoint ({first_line(reason, 100)})", hint) from reason
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict):
         raise CheckpointError(path, "is a checkpoint of another program", hint)
@@ -74,8 +74,7 @@ def whole(path: str | Path, make: str) -> Iterator[None]:
     except (ImportError, OSError):  # a text encoder that is not here
         raise
     except Exception as reason:  # a damaged or doctored file: KeyError, RuntimeError, AttributeError, MemoryError ...
-        first = next(iter(str(reason).splitlines()), type(reason).__name__)
-        why = f"its weights and its config do not fit ({first[:200]})"
+        why = f"its weights and its config do not fit ({first_line(reason, 200)})"
         raise CheckpointError(path, why, f"make one with: {make}") from reason
 
 

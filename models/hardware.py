@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from configs.checks import ConfigError
+from configs.checks import ConfigError, first_line
 from configs.trainer_cfg import TrainerCfg
 
 LAUNCHED = frozenset(("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
@@ -142,7 +142,7 @@ def compile_networks(networks: list[nn.Module], cfg: TrainerCfg) -> None:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(8, device=device))
     except Exception as reason:  # whatever a missing or broken compiler raises, through several layers of torch
         raise ConfigError(
-            f"train.compile is True, but torch cannot compile for {device.type} here ({str(reason).splitlines()[0]}): "
+            f"train.compile is True, but torch cannot compile for {device.type} here ({first_line(reason)}): "
             "install a C++ compiler (on a GPU, Triton), or leave train.compile False"
         ) from None
     for net in networks:

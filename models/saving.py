@@ -11,7 +11,7 @@ from lightning.fabric.plugins import TorchCheckpointIO
 from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
-from configs.checks import ConfigError
+from configs.checks import ConfigError, first_line
 from configs.whole_file import same_file, write_whole
 from models.checkpoint import CheckpointError
 from models.parts import is_parts, read_about, read_whole, together
@@ -55,7 +55,7 @@ def cause(reason: BaseException, path: Path) -> str:
     while not isinstance(reason, OSError) and (earlier := reason.__cause__ or reason.__context__):
         reason = earlier
     free = shutil.disk_usage(path.parent).free / 1e6
-    return f"{str(reason).splitlines()[0][:100]}; {free:,.0f} MB are free"
+    return f"{first_line(reason, 100)}; {free:,.0f} MB are free"
 
 
 def kept(folder: Path) -> str:

@@ -18,6 +18,7 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from torch import distributed
 
+from configs.checks import first_line
 from configs.run_folder import is_child
 from models.saving import LAST, kept
 
@@ -142,7 +143,7 @@ def together(trainer: L.Trainer, stop: GracefulStop) -> Iterator[None]:
         if trainer.world_size > 1 and isinstance(error, RuntimeError) and LOST.search(str(error)):
             raise LostProcessError(
                 f"process {trainer.global_rank}: another process of this training ended or hangs "
-                f"({str(error).splitlines()[0][:120]}); {kept(stop.folder)}"
+                f"({first_line(error, 120)}); {kept(stop.folder)}"
             ) from error
         raise
     finally:

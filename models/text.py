@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from configs.checks import first_line
 from configs.diffusion_cfg import TextCfg
 from models.minilm import Bert
 
@@ -223,7 +224,7 @@ class Pretrained:
             model: Any = AutoModel.from_pretrained(location, use_safetensors=True)
         except (OSError, ValueError) as reason:
             raise FileNotFoundError(
-                f"the text encoder {location!r} could not be loaded ({str(reason).splitlines()[0]}): name a local "
+                f"the text encoder {location!r} could not be loaded ({first_line(reason)}): name a local "
                 "folder or a reachable Hugging Face model with safetensors weights in text.encoder"
             ) from reason
         model = getattr(model, "text_model", model)  # CLIP: the text half

@@ -38,8 +38,7 @@ class Job:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: BakeoffCfg = parse(BakeoffCfg, args, "python -m scripts.bakeoff", "Compare trainings.")
+    cfg: BakeoffCfg = parse(BakeoffCfg, argv, "python -m scripts.bakeoff", "Compare trainings.")
     with refuse_kindly("bakeoff"):
         print(as_text(cfg), flush=True)
         out = Path(cfg.out or f"runs/bakeoff-{cfg.plan}")

@@ -6,7 +6,6 @@ printed, beside the goal where there is one.
 
 import os
 import statistics
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -73,8 +72,7 @@ def mean_over_training(sampler: Sampler, seconds: Callable[[Any], float]) -> flo
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: BenchmarkCfg = parse(BenchmarkCfg, args, "python -m scripts.benchmark", flags=True)
+    cfg: BenchmarkCfg = parse(BenchmarkCfg, argv, "python -m scripts.benchmark", flags=True)
     with refuse_kindly("benchmark"):
         measure(cfg)
 

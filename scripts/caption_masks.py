@@ -1,8 +1,6 @@
 """Give masks captions from their geometry: ``python -m scripts.caption_masks FOLDER`` (words: metrics/geometry.py)."""
 
 import json
-import os
-import sys
 from collections import Counter
 from pathlib import Path
 
@@ -10,13 +8,13 @@ from configs.caption_masks_cfg import CaptionMasksCfg
 from configs.checks import ConfigError
 from configs.cli import parse
 from configs.data_cfg import FolderSource
+from configs.whole_file import write_text
 from scripts.run import refuse_kindly
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
     about = "Give masks captions from their geometry."
-    cfg: CaptionMasksCfg = parse(CaptionMasksCfg, args, "python -m scripts.caption_masks", about)
+    cfg: CaptionMasksCfg = parse(CaptionMasksCfg, argv, "python -m scripts.caption_masks", about)
     with refuse_kindly("caption_masks"):
         caption(cfg)
 
@@ -49,9 +47,7 @@ def caption(cfg: CaptionMasksCfg) -> Path:
         keep = item.listed.captioned and not cfg.overwrite
         file_name = item.listed.path.relative_to(found.root).as_posix()
         rows.append({"file_name": file_name, "text": item.listed.prompt if keep else geometry.caption})
-    part = out.with_name(f".{out.name}.part")
-    part.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    os.replace(part, out)
+    write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
     common = ", ".join(f"{text!r} ({count})" for text, count in Counter(row["text"] for row in rows).most_common(3))
     print(f"captions: {out}, {len(rows):,} masks, such as {common}")
     return out

@@ -3,7 +3,6 @@
 Lists every bad file with its reason, then a summary. Exits with 1 if training would fail, with 2 for a wrong option.
 """
 
-import sys
 import warnings
 
 from configs.check_data_cfg import CheckDataCfg
@@ -12,9 +11,8 @@ from scripts.run import refuse_kindly
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
     about = "Look at a folder of masks before training."
-    cfg: CheckDataCfg = parse(CheckDataCfg, args, "python -m scripts.check_data", about)
+    cfg: CheckDataCfg = parse(CheckDataCfg, argv, "python -m scripts.check_data", about)
     with refuse_kindly("check_data"):
         if not check(cfg):
             raise SystemExit(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 from typing import Any
 
 from configs.checks import ConfigError
@@ -14,8 +13,7 @@ from scripts.run import refuse_kindly
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: DemoCfg = parse(DemoCfg, args, "scripts/demo.sh", "Open a page on which masks are drawn from prompts.")
+    cfg: DemoCfg = parse(DemoCfg, argv, "scripts/demo.sh", "Open a page on which masks are drawn from prompts.")
     with refuse_kindly("demo"):
         page, launch = prepare(cfg)
         print(f"{as_text(cfg)}\npage: http://{cfg.host}:{cfg.port} (Ctrl-C ends it)", flush=True)

@@ -14,6 +14,7 @@ import numpy as np
 
 from configs.checks import ConfigError
 from configs.demo_cfg import DemoCfg
+from configs.shipped import SHIPPED
 from data.images import read_mask
 from data.masks import DataError
 from samplers import SamplerMismatch, solvers_of
@@ -59,7 +60,7 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
     """The page around ``module``, which ``load_mask_model`` returned; nothing listens yet."""
     names = list(solvers_of(module.cfg.sampler))
     trained = next(name for name in names if solvers_of(module.cfg.sampler)[name][0] is type(module.cfg.sampler))
-    model = cfg.checkpoint if cfg.checkpoint in ("icons", "animals") else Path(cfg.checkpoint).name
+    model = cfg.checkpoint if cfg.checkpoint in SHIPPED else Path(cfg.checkpoint).name
     with gr.Blocks(title="Masks from prompts", analytics_enabled=False, delete_cache=(600, FILES_KEPT)) as page:
         size = module.cfg.data.image_size
         gr.Markdown(

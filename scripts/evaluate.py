@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -36,8 +35,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: EvaluateCfg = parse(EvaluateCfg, args, "python -m scripts.evaluate", "Judge a stage-2 checkpoint.")
+    cfg: EvaluateCfg = parse(EvaluateCfg, argv, "python -m scripts.evaluate", "Judge a stage-2 checkpoint.")
     with refuse_kindly("evaluate"):
         from data.sources import load_splits
         from metrics.comparison import as_row, quality_figure

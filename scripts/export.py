@@ -17,8 +17,7 @@ from scripts.run import refuse_kindly
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: ExportCfg = parse(ExportCfg, args, "python -m scripts.export", "Write a model as one file.")
+    cfg: ExportCfg = parse(ExportCfg, argv, "python -m scripts.export", "Write a model as one file.")
     with refuse_kindly("export"):
         print(as_text(cfg), flush=True)
         out = export(cfg)

@@ -6,7 +6,6 @@ Each shows what one objective asks of the network, on data of one dimension whos
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -165,8 +164,7 @@ def draw_all(out: Path) -> list[Path]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: FiguresCfg = parse(FiguresCfg, args, "python -m scripts.figures", "Draw the figures of docs/objectives.md.")
+    cfg: FiguresCfg = parse(FiguresCfg, argv, "python -m scripts.figures", "Draw the figures of docs/objectives.md.")
     with refuse_kindly("figures"):
         for path in draw_all(Path(cfg.out).expanduser()):
             print(path)

@@ -7,7 +7,6 @@ Under torchrun, every process draws its share, and the files are the same.
 from __future__ import annotations
 
 import os
-import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -45,8 +44,7 @@ PROMPTS_KEPT = 1024
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: GenerateCfg = parse(GenerateCfg, args, "scripts/generate_masks.sh", "Turn prompts into mask files.")
+    cfg: GenerateCfg = parse(GenerateCfg, argv, "scripts/generate_masks.sh", "Turn prompts into mask files.")
     with refuse_kindly("generate_masks"):
         read_prompts(cfg)  # what can be refused is refused before seconds go into imports
         if launched()[1] == 1:

@@ -7,12 +7,11 @@ finds a trained one.
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any, cast
 
 from configs.autoencoder_cfg import ImportedCfg, Stage1Cfg
-from configs.checks import ConfigError
+from configs.checks import ConfigError, first_line
 from configs.cli import as_text, parse_preset, to_dict
 from configs.import_cfg import IMPORTS, ImportCfg
 from configs.run_folder import choose_run_dir, describe_run, release
@@ -24,7 +23,7 @@ BATCH = 64
 
 
 def main(argv: list[str] | None = None) -> None:
-    name, cfg = parse_preset(IMPORTS, sys.argv[1:] if argv is None else argv, "python -m scripts.import_autoencoder")
+    name, cfg = parse_preset(IMPORTS, argv, "python -m scripts.import_autoencoder")
     with refuse_kindly("import_autoencoder"):
         if not cfg.vae.strip():
             raise ConfigError("vae is empty: name the folder of an AutoencoderKL with --vae")
@@ -81,9 +80,9 @@ def read(place: str) -> Any:
     try:
         return autoencoder_kl().from_pretrained(place, use_safetensors=True).float()
     except (OSError, ValueError) as reason:
-        first = next(iter(str(reason).splitlines()), type(reason).__name__)[:150]
-        raise ConfigError(f"vae is {place!r}, which could not be read as an AutoencoderKL ({first}): name a folder "
-                          "with config.json and diffusion_pytorch_model.safetensors") from None  # fmt: skip
+        raise ConfigError(f"vae is {place!r}, which could not be read as an AutoencoderKL ({first_line(reason)}): "
+                          "name a folder with config.json and diffusion_pytorch_model.safetensors"
+                          ) from None  # fmt: skip
 
 
 def stage_1(net: Any, cfg: ImportCfg) -> Stage1Cfg:

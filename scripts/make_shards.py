@@ -8,7 +8,6 @@ import io
 import itertools
 import os
 import shutil
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -30,7 +29,7 @@ PRESETS = {name: (lambda make=make: MakeShardsCfg(make().data)) for name, make i
 
 
 def main(argv: list[str] | None = None) -> None:
-    _, cfg = parse_preset(PRESETS, sys.argv[1:] if argv is None else argv, "python -m scripts.make_shards")
+    _, cfg = parse_preset(PRESETS, argv, "python -m scripts.make_shards")
     with refuse_kindly("make_shards"):
         require(bool(cfg.out.strip()), "out", cfg.out, "the folder to make: add --out FOLDER")
         make_shards(cfg)

@@ -61,13 +61,6 @@ def mask_grid(
     return picture
 
 
-def reconstruction_grid(originals: Sequence[Mask], reconstructions: Sequence[Mask], cell: int) -> Image.Image:
-    """Masks above their reconstructions, and below both the pixels on which the two differ."""
-    before, after = list(originals), list(reconstructions)
-    differ = [np.asarray(a) != np.asarray(b) for a, b in zip(before, after, strict=True)]
-    return mask_grid({"": [before, after, differ]}, ["mask", "reconstruction", "difference"], cell)
-
-
 def _tile(mask: Mask, cell: int) -> Image.Image:
     """A mask as a square of ``cell`` pixels in the two colours: crisp when enlarged, averaged when shrunk."""
     array = np.asarray(mask)

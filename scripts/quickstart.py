@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import Counter
 from dataclasses import replace
@@ -28,8 +27,7 @@ FEWEST = 50  # masks in the folder, for its held-out tenth to say something
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: QuickstartCfg = parse(QuickstartCfg, args, "scripts/quickstart.sh", "Train on your own masks.")
+    cfg: QuickstartCfg = parse(QuickstartCfg, argv, "scripts/quickstart.sh", "Train on your own masks.")
     with refuse_kindly("quickstart"):
         quickstart(cfg)
 

@@ -1,6 +1,5 @@
 """Write report.html of a training anew, finished or not: ``python -m scripts.report runs/x``."""
 
-import sys
 from pathlib import Path
 
 from configs.cli import parse
@@ -9,8 +8,7 @@ from scripts.run import refuse_kindly
 
 
 def main(argv: list[str] | None = None) -> None:
-    args = sys.argv[1:] if argv is None else argv
-    cfg: ReportCfg = parse(ReportCfg, args, "python -m scripts.report", "Write a training's report.html anew.")
+    cfg: ReportCfg = parse(ReportCfg, argv, "python -m scripts.report", "Write a training's report.html anew.")
     with refuse_kindly("report"):
         folder = Path(cfg.run).expanduser()
         missing = next((name for name in ("config.json", "run.json") if not (folder / name).is_file()), None)

@@ -203,7 +203,7 @@ def measured(name: str, rows: int) -> str:
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg: ScalingCfg = parse(ScalingCfg, sys.argv[1:] if argv is None else argv, "python -m scripts.scaling")
+    cfg: ScalingCfg = parse(ScalingCfg, argv, "python -m scripts.scaling")
     with refuse_kindly("scaling"):
         run(cfg)
 

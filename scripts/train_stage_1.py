@@ -1,6 +1,5 @@
 """Train stage 1: ``bash scripts/train_stage_1.sh [PRESET] [--overrides]``."""
 
-import sys
 
 from configs.cli import parse_preset
 from configs.presets import STAGE_1
@@ -8,7 +7,7 @@ from scripts.run import refuse_kindly
 
 
 def main(argv: list[str] | None = None) -> None:
-    name, cfg = parse_preset(STAGE_1, sys.argv[1:] if argv is None else argv, "scripts/train_stage_1.sh")
+    name, cfg = parse_preset(STAGE_1, argv, "scripts/train_stage_1.sh")
     with refuse_kindly("train_stage_1"):
         from trainer import train_stage_1  # torch takes seconds to import: only now
 

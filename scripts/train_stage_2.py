@@ -1,6 +1,5 @@
 """Train stage 2: ``bash scripts/train_stage_2.sh [PRESET] [--overrides]``."""
 
-import sys
 
 from configs.cli import parse_preset
 from configs.presets import STAGE_2
@@ -8,7 +7,7 @@ from scripts.run import refuse_kindly
 
 
 def main(argv: list[str] | None = None) -> None:
-    name, cfg = parse_preset(STAGE_2, sys.argv[1:] if argv is None else argv, "scripts/train_stage_2.sh")
+    name, cfg = parse_preset(STAGE_2, argv, "scripts/train_stage_2.sh")
     with refuse_kindly("train_stage_2"):
         from trainer import train_stage_2  # torch takes seconds to import: only now
 

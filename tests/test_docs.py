@@ -4,6 +4,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,8 +15,11 @@ from test_readme import commands_of, parse_command
 from torch import nn
 
 from autoencoder import AutoencoderModule
+from configs import bakeoffs
 from configs.backbone_cfg import BackboneCfg
+from configs.bakeoffs import PLANS
 from configs.data_cfg import DataCfg
+from configs.sampler_cfg import FlowMapCfg
 from data.masks import MaskSet
 from data.sources import LOADERS, Loader, load_splits
 from diffusion import DiffusionModule
@@ -23,6 +27,8 @@ from models import BACKBONES
 from models.backbone import Backbone
 from models.blocks import ResBlock
 from samplers import SAMPLERS
+from samplers.flow_map import FlowMap
+from samplers.net import spread
 from scripts.figures import FIGURES, draw_all, end, velocity
 
 ROOT = Path(__file__).parents[1]
@@ -45,17 +51,47 @@ def examples(page: str) -> list[str]:
 
 @pytest.fixture
 def tables() -> Iterator[None]:
-    before = dict(BACKBONES), dict(LOADERS)
+    tables: Any = (BACKBONES, LOADERS, SAMPLERS, PLANS)
+    before = [dict(table) for table in tables]
     yield
-    for table, own in zip((BACKBONES, LOADERS), before, strict=True):
+    for table, own in zip(tables, before, strict=True):
         table.clear()
-        table.update(own)  # type: ignore[arg-type]  # each with its own
+        table.update(own)
+
+
+def test_the_objective_of_the_page_trains_draws_and_enters_a_comparison(
+    tables: None, tiny_autoencoder: AutoencoderModule
+) -> None:
+    names = vars(bakeoffs) | {
+        "dataclass": dataclass, "FlowMapCfg": FlowMapCfg, "FlowMap": FlowMap, "spread": spread, "SAMPLERS": SAMPLERS,
+        "__name__": __name__,
+    }  # fmt: skip
+    objective, plan = examples("extending.md")[:2]
+    exec(objective, names)
+    exec(plan, names)
+    entrants = PLANS["mine"]()
+    assert set(entrants) == {"shortcut-paper", "trajectory", "halves"}
+    cfg = replace(TINY_2, sampler=entrants["halves"].stage_2.sampler)
+    module = DiffusionModule(cfg, tiny_autoencoder.eval().requires_grad_(False))
+    torch.nn.init.normal_(module.teacher.conv_out.weight, std=0.05)
+    x1 = torch.randn(8, *module.latent_shape)
+    loss, parts = module.sampler.loss(module.net, x1, module.encode_text(["a cat"] * 8), teacher=module.teacher)
+    loss.backward()
+    assert parts["consistency"] > 0
+    assert module.generate(["a cat", ""], torch.randn(2, *module.latent_shape), steps=1).shape == (2, 1, 32, 32)
+
+
+def test_the_loaded_model_of_the_page_draws_what_it_is_asked_for() -> None:
+    names: dict[str, Any] = {}
+    exec(examples("export.md")[0], names)
+    assert len(names["masks"]) == 8
+    assert all(p.shape == (1, 64, 64) and p.max() > 0.5 for p in names["masks"])
 
 
 def test_the_network_of_the_page_trains_and_draws(tables: None, tiny_autoencoder: AutoencoderModule) -> None:
     names = {"dataclass": dataclass, "BackboneCfg": BackboneCfg, "Backbone": Backbone, "nn": nn, "ResBlock": ResBlock,
              "BACKBONES": BACKBONES, "__name__": __name__}  # fmt: skip
-    source = examples("extending.md")[0]
+    source = examples("extending.md")[2]
     assert len(source.splitlines()) <= 25
     exec(source, names)
     cfg = replace(TINY_2, backbone=names["ConvCfg"](width=32, depth=2))  # type: ignore[operator]  # made by exec
@@ -70,7 +106,7 @@ def test_the_network_of_the_page_trains_and_draws(tables: None, tiny_autoencoder
 def test_the_data_set_of_the_page_is_split_and_holds_what_its_prompts_say(tables: None) -> None:
     names = {"dataclass": dataclass, "np": np, "MaskSet": MaskSet, "LOADERS": LOADERS, "Loader": Loader,
              "__name__": __name__}  # fmt: skip
-    exec(examples("extending.md")[1], names)
+    exec(examples("extending.md")[3], names)
     train, held_out = load_splits(DataCfg(names["DiscSource"](200)))  # type: ignore[operator]  # made by exec
     assert len(train) > len(held_out) > 5
     for masks in (train, held_out):

@@ -40,7 +40,7 @@ from scripts.mask_files import output_folder
 from scripts.ranks import Ranks
 from scripts.run import refuse_kindly
 from scripts.seeded import build_sampler_for, choose_device
-from trainer import start, take_over
+from trainer import require_curriculum, start, take_over
 
 
 @pytest.fixture(autouse=True)
@@ -77,8 +77,8 @@ def test_a_teacher_that_knows_nothing_of_what_it_is_asked_for_is_refused(cfg: St
 def test_a_curriculum_that_ends_before_steps_are_learned_is_refused() -> None:
     cfg = Stage2Cfg(sampler=ShortcutCfg(begin=0.5, curriculum=0.3))
     with pytest.raises(ConfigError, match=r"sampler\.curriculum is 0\.3, but no steps are learned before .*0\.5"):
-        take_over(cfg)
-    assert take_over(replace(cfg, sampler=ShortcutCfg(begin=0.2, curriculum=0.3)))[1] is None
+        require_curriculum(cfg)
+    require_curriculum(replace(cfg, sampler=ShortcutCfg(begin=0.2, curriculum=0.3)))
 
 
 def test_a_model_that_learned_no_jumps_is_no_teacher_of_jumps(tiny_diffusion: DiffusionModule, tmp_path: Path) -> None:

@@ -53,9 +53,9 @@ def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: Dif
     }
     assert set(about["milliseconds"]["8_masks"]) == {"pytorch", kind}
     if kind == "onnx":  # the example of the page, which knows nothing of this project
-        (source,) = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.S)
+        _, source = re.findall(r"```python\n(.*?)```", (ROOT / "docs/export.md").read_text(), re.S)
         name = "sentence-transformers/all-MiniLM-L6-v2"
-        source = source.replace(name, locate_encoder("all-MiniLM-L6-v2")).replace("model.onnx", str(path))
+        source = source.replace(name, locate_encoder("all-MiniLM-L6-v2")).replace("heart/model.onnx", str(path))
         names: dict[str, Any] = {}
         exec(source, names)
         noise = torch.from_numpy(names["noise"])

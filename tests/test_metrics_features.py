@@ -74,7 +74,7 @@ def test_imagenet_features_are_the_same_however_masks_are_batched_and_differ_bet
     assert found.dtype == torch.float32
     torch.testing.assert_close(torch.cat([net(MASKS[:2]), net(MASKS[2:].bool())]), found, rtol=1e-4, atol=1e-4)
     assert torch.pdist(found).min() > 0.1
-    assert "I" not in net.frechet_name + net.kernel_name  # neither FID nor KID
+    assert "I" not in net.frechet_name  # no FID
 
 
 def test_a_mask_becomes_a_grey_picture_of_0_and_255_at_the_size_that_was_asked_for():
@@ -149,7 +149,7 @@ def fake_torch_fidelity(monkeypatch) -> None:
 def test_inception_gets_three_channels_of_0_and_255_and_alone_is_called_fid(tmp_path: Path):
     torch.save({"scale": torch.tensor(2.0)}, tmp_path / "inception.pth")
     net = inception_features(tmp_path / "inception.pth", batch_size=2)
-    assert (net.frechet_name, net.kernel_name) == ("FID", "KID")
+    assert net.frechet_name == "FID"
     torch.testing.assert_close(net(MASKS)[:, 7], 2 * 255 * MASKS.float().mean((1, 2)))
 
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from scripts.pictures import BLOCK_GAP, CELL, GAP, MARGIN, PAPER, SHAPE, mask_grid, reconstruction_grid
+from scripts.pictures import BLOCK_GAP, CELL, GAP, MARGIN, PAPER, SHAPE, mask_grid
 
 LEFT = np.zeros((4, 4), np.uint8)
 LEFT[:, :2] = 1
@@ -45,14 +45,6 @@ def test_rows_without_a_label_and_empty_grids_are_refused():
         mask_grid({"a": [[LEFT], [LEFT]]}, ["x"], 8)
     with pytest.raises(ValueError, match="no mask"):
         mask_grid({}, [], 8)
-
-
-def test_the_last_row_of_a_reconstruction_grid_shows_the_pixels_that_differ():
-    other = LEFT.copy()
-    other[0, 3] = 1
-    pixels = colours(reconstruction_grid([LEFT], [other], 4))
-    last = pixels[-MARGIN - 4 : -MARGIN, -MARGIN - 4 : -MARGIN]
-    assert ((last == SHAPE).all(-1) == (other != LEFT)).all()
 
 
 def test_an_image_in_colour_keeps_its_colours():
