@@ -44,14 +44,14 @@ ICON_UNET = UNetCfg(width=128, multipliers=(1, 1), blocks=1, attention_sizes=(8,
 def stage1_animals_tiny() -> Stage1Cfg:
     """Stage 1 of the quickstart: 32x32 silhouettes, two minutes on two cores."""
     return Stage1Cfg(
-        data=ANIMALS, autoencoder=SMALL_VAE, optim=OptimCfg(lr=2e-3), ema=0.99,
+        data=ANIMALS, autoencoder=replace(SMALL_VAE, latent_channels=2), optim=OptimCfg(lr=2e-3), ema=0.99,
         train=TrainerCfg(max_steps=420, val_every=210),
     )
 
 
 def stage1_animals() -> Stage1Cfg:
     """32x32 silhouettes of ten animals, trained a little longer."""
-    return replace(stage1_animals_tiny(), train=TrainerCfg(max_steps=500, val_every=100))
+    return replace(stage1_animals_tiny(), autoencoder=SMALL_VAE, train=TrainerCfg(max_steps=500, val_every=100))
 
 
 def stage1_icons() -> Stage1Cfg:
@@ -71,7 +71,7 @@ def stage1_folder() -> Stage1Cfg:
 
 def stage1_mnist() -> Stage1Cfg:
     """torchvision's MNIST as masks, padded to 32x32."""
-    return replace(stage1_animals_tiny(), data=MNIST)
+    return replace(stage1_animals_tiny(), data=MNIST, autoencoder=SMALL_VAE)
 
 
 def stage1_shards() -> Stage1Cfg:
