@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,15 +84,19 @@ def _bad(path: Path, line: int, what: str, remedy: str) -> DataError:
 
 
 def _inside(path: Path, line: int, file_name: str, root: Path) -> Path:
-    as_it_is, from_windows = (
-        Path(os.path.abspath(path.parent / name)) for name in (file_name, file_name.replace("\\", "/"))
-    )
-    image = as_it_is if os.path.isfile(as_it_is) else from_windows
+    names = dict.fromkeys(own for name in (file_name, file_name.replace("\\", "/")) for own in _spellings(name))
+    places = [Path(os.path.abspath(path.parent / name)) for name in names]
+    image = next(filter(os.path.isfile, places), places[-1])
     if not image.is_relative_to(root):
         raise _bad(path, line, f"{file_name[:80]!r} lies outside {root}", "name files inside this folder")
     if not os.path.isfile(image):
         raise _bad(path, line, f"there is no file {file_name[:80]!r}", "correct the name or remove the line")
     return image
+
+
+def _spellings(name: str) -> list[str]:
+    """A name as it is, and with its accents as other systems store them: part of their letters, or apart."""
+    return list(dict.fromkeys((name, *(unicodedata.normalize(form, name) for form in ("NFC", "NFD")))))
 
 
 def _json_rows(text: str, path: Path) -> Iterator[Row | DataError]:
@@ -140,8 +145,9 @@ def _csv_rows(text: str, path: Path) -> Iterator[Row | DataError]:
 
 def sidecar(image: Path) -> str | None:
     """The text of the same-stem .txt file, runs of white space made one blank; None where there is no such file."""
-    path = image.with_suffix(".txt")
-    return " ".join(read_text(path).split()) if os.path.isfile(path) else None
+    names = (f"{stem}{suffix}" for stem in _spellings(image.stem) for suffix in (".txt", ".TXT"))
+    path = next(filter(os.path.isfile, map(image.with_name, names)), None)
+    return None if path is None else " ".join(read_text(path).split())
 
 
 def class_name(image: Path, root: Path, root_holds_images: bool) -> str | None:

@@ -50,8 +50,9 @@ def load_folder(folder: str, option: str, source: FolderSource, cfg: DataCfg) ->
     if missing:
         warnings.warn(
             f"{missing} of {len(masks)} masks in {shown(folder)} have no caption and get the prompt "
-            f"{source.default_prompt!r} (python -m scripts.caption_masks can say what they show)", stacklevel=2,
-        )  # fmt: skip
+            f"{source.default_prompt!r} (.venv/bin/python -m scripts.caption_masks can say what they show)",
+            stacklevel=2,
+        )
     return masks
 
 
@@ -65,7 +66,7 @@ def pieces(source: FolderSource, cfg: DataCfg) -> dict[str, Iterator[MaskSet]]:
         root = find_folder(folder, option)
         images, bad_captions, notes = list_images(root, source.default_prompt)
         if not images or bad_captions:
-            read_listed(root, images, bad_captions, notes, cfg).usable(source.max_bad)  # raises
+            read_folder(folder, option, source.default_prompt, cfg).usable(source.max_bad)  # raises
         bad = 0
         order = np.random.Generator(np.random.PCG64(0)).permutation(len(images))
         for start in range(0, len(images), _PIECE):
@@ -143,7 +144,7 @@ class Reading:
         """
         if self.bad_captions:
             more = len(self.bad_captions) - 1
-            where = f" ({more} more like this: python -m scripts.check_data lists them)" if more else ""
+            where = f" ({more} more like this: .venv/bin/python -m scripts.check_data lists them)" if more else ""
             raise DataError(f"{self.bad_captions[0]}{where}")
         bad = [str(error) for error in self.bad_images]
         if len(bad) > max_bad * self.total or not self.fitted:
@@ -158,16 +159,19 @@ class Reading:
         return MaskSet(images, [item.listed.prompt for item in self.fitted], self.names)
 
 
-def read_folder(folder: str, option: str, default_prompt: str, cfg: DataCfg) -> Reading:
-    """Read every image of one folder, fitted to ``cfg.image_size``.
+def read_folder(folder: str, option: str, default_prompt: str, cfg: DataCfg, replaced: str = "") -> Reading:
+    """Read every image of one folder, fitted to ``cfg.image_size``; for ``replaced``, see ``list_images``.
 
     Raises:
         DataError: no such folder, or no image in it; what is wrong with single files is told in the answer.
     """
     root = find_folder(folder, option)
-    images, bad_captions, notes = list_images(root, default_prompt)
+    images, bad_captions, notes = list_images(root, default_prompt, replaced)
     if not images and not bad_captions:
-        raise DataError(f"the folder {shown(folder)!r} holds no image; put files there ({_sought()}) or set {option}")
+        why = f" ({'; '.join(notes)})" if notes else ""
+        raise DataError(
+            f"the folder {shown(folder)!r} holds no image{why}; put files there ({_sought()}) or set {option}"
+        )
     return read_listed(root, images, bad_captions, notes, cfg)
 
 
@@ -207,9 +211,14 @@ def _sought() -> str:
     return ", ".join(EXTENSIONS)
 
 
-def list_images(root: Path, default_prompt: str) -> tuple[list[Listed], list[DataError], list[str]]:
-    """The images by the rules at the top of this file, ordered by path; what is wrong with captions; and notes."""
-    walked, metadata, notes = _walk(root)
+def list_images(
+    root: Path, default_prompt: str, replaced: str = ""
+) -> tuple[list[Listed], list[DataError], list[str]]:
+    """The images by the rules at the top of this file, ordered by path; what is wrong with captions; and notes.
+
+    ``replaced`` names a metadata file of ``root`` that counts as not there, since it is about to be written anew.
+    """
+    walked, metadata, notes = _walk(root, replaced)
     captioned: dict[Path, str | None] = {}
     bad: list[DataError] = []
     for path in sorted(metadata, key=lambda path: len(path.parts)):  # the file nearest to an image has the last word
@@ -235,18 +244,21 @@ def list_images(root: Path, default_prompt: str) -> tuple[list[Listed], list[Dat
     return images, bad, notes
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Path], list[str]]:
+def _walk(root: Path, replaced: str) -> tuple[list[Path], list[Path], list[str]]:
     """Image files, the metadata file of each folder that has one, and notes; links to folders are not followed."""
     images: list[Path] = []
     metadata: list[Path] = []
     unreadable: list[str] = []
+    linked: list[str] = []
     for where, folders, files in os.walk(root, onerror=lambda error: unreadable.append(shown(error.filename))):
         folders[:] = sorted(name for name in folders if not _is_skipped(name))
+        linked += [shown(path) for name in folders if os.path.islink(path := os.path.join(where, name))]
         kept = sorted(name for name in files if not _is_skipped(name))
         images += [Path(where, name) for name in kept if name.lower().endswith(EXTENSIONS)]
-        metadata += [Path(where, name) for name in captions.METADATA if name in kept][:1]
-    notes = [f"{len(unreadable)} folders cannot be read: {_some(unreadable)}"] if unreadable else []
-    return images, metadata, notes
+        listing = [Path(where, name) for name in captions.METADATA if name in kept]
+        metadata += [path for path in listing if path != root / replaced][:1]
+    told = (("folders cannot be read", unreadable), ("links to folders are not followed", linked))
+    return images, metadata, [f"{len(paths)} {what}: {_some(paths)}" for what, paths in told if paths]
 
 
 def _is_skipped(name: str) -> bool:

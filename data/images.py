@@ -159,7 +159,7 @@ def _alpha_levels(rgba: np.ndarray) -> np.ndarray:
 
 def _on_black(rgba: np.ndarray) -> np.ndarray:
     """[H,W,4] -> [H,W,3], rounded to the nearest 8-bit value."""
-    return ((rgba[..., :3].astype(np.uint32) * rgba[..., 3:] + 127) // 255).astype(np.uint8)
+    return ((rgba[..., :3].astype(np.uint16) * rgba[..., 3:] + 127) // 255).astype(np.uint8)
 
 
 def _palette_levels(image: Image.Image) -> np.ndarray:

@@ -30,7 +30,7 @@ from data.folder import EXTENSIONS
 from data.images import decode_picture, shown
 from data.masks import DataError, MaskSet
 
-INSTALL = 'WebDataset shards need the package webdataset: pip install "webdataset>=1.0,<2"'
+INSTALL = 'WebDataset shards need the package webdataset: .venv/bin/python -m pip install "webdataset>=1.0,<2"'
 MOST_SHARDS = 1_000_000
 LARGEST = 1 << 28  # bytes of one file in a shard
 STORES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface_hub"}
@@ -73,7 +73,7 @@ def list_shards(text: str, option: str, part: str = "train") -> list[str]:
         raise DataError(f"{option} is {shown(text)!r}, more than {MOST_SHARDS:,} shards; name fewer")
     if not found:
         raise DataError(f"{option} is {shown(text)!r}, where there is no tar file; make shards with "
-                        "python -m scripts.make_shards, or name others")  # fmt: skip
+                        ".venv/bin/python -m scripts.make_shards, or name others")  # fmt: skip
     for shard in found:
         _require_whole(shard, option)
     return found
@@ -133,7 +133,8 @@ def _opened(shard: str) -> Iterator[IO[bytes]]:
             opened = fsspec.open(shard, "rb").open()
         except ImportError:
             raise ModuleNotFoundError(
-                f"{scheme}:// addresses need the package {STORES[scheme]}: pip install {STORES[scheme]}"
+                f"{scheme}:// addresses need the package {STORES[scheme]}: "
+                f".venv/bin/python -m pip install {STORES[scheme]}"
             ) from None
     else:
         opened = urllib.request.urlopen(shard, timeout=60)  # one of http and https, see _require_whole

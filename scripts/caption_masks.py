@@ -33,7 +33,7 @@ def caption(cfg: CaptionMasksCfg) -> Path:
     from data.folder import read_folder
     from metrics.geometry import describe
 
-    found = read_folder(cfg.path, "PATH", "", cfg.data)
+    found = read_folder(cfg.path, "PATH", "", cfg.data, METADATA[0] if cfg.overwrite else "")
     out = found.root / METADATA[0]
     if out.exists() and not cfg.overwrite:
         raise FileExistsError(f"{out} is already there: move it away, or replace its captions by "

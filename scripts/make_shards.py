@@ -40,7 +40,7 @@ def make_shards(cfg: MakeShardsCfg) -> Path:
 
     Raises:
         DataError: masks that cannot be used.
-        FileExistsError: the folder is already there.
+        FileExistsError: the folder is already there, or another process is writing it.
         ModuleNotFoundError: webdataset is not installed.
     """
     from data.shards import package
@@ -52,8 +52,13 @@ def make_shards(cfg: MakeShardsCfg) -> Path:
         raise FileExistsError(f"{out} is already there: name another folder with --out")
     prepare(cfg.data)
     part = out.with_name(f".{out.name}.part")
-    shutil.rmtree(part, ignore_errors=True)  # of one that was stopped
-    part.mkdir(parents=True)
+    try:
+        part.mkdir(parents=True)
+    except FileExistsError:
+        raise FileExistsError(
+            f"{part} is already there: another make_shards is at work on {out}, so wait for it, or one was killed, "
+            "so remove that folder"
+        ) from None
     try:
         for name, masks in all_pieces(cfg.data).items():
             shards, samples = write_part(part, name, masks, cfg.samples)

@@ -50,6 +50,27 @@ def test_captions_that_are_there_are_kept_or_replaced_when_asked(folder: Path) -
     ]
 
 
+def test_masks_added_and_deleted_since_are_captioned_anew_when_asked(folder: Path) -> None:
+    main([str(folder)])
+    (folder / "a.png").unlink()
+    write_mask(folder / "c.png", SQUARE[::-1])
+    main([str(folder), "--overwrite", "True"])
+    assert rows(folder) == [
+        {"file_name": "c.png", "text": "one medium round blob, lower left"},
+        {"file_name": "in/ü\\b.png", "text": "one medium round blob, upper right"},
+    ]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_manifest_of_a_generated_folder_is_obeyed_whatever_is_replaced(tmp_path: Path) -> None:
+    for name in ("a.png", "grid.png"):
+        write_mask(tmp_path / name, SQUARE)
+    (tmp_path / "manifest.jsonl").write_text('{"file_name": "a.png", "text": "a square"}\n')
+    for overwrite in ("False", "True"):
+        main([str(tmp_path), "--overwrite", overwrite])
+        assert [row["file_name"] for row in rows(tmp_path)] == ["a.png"]
+
+
 @pytest.mark.parametrize("kind", ["written before", "in a subfolder", "no masks"])
 def test_what_cannot_be_done_is_refused_and_nothing_is_changed(
     kind: str, folder: Path, capsys: pytest.CaptureFixture[str]

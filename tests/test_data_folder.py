@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import unicodedata
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from configs.data_cfg import DataCfg, FolderSource
-from data.folder import load, load_folder, read_folder
+from data.folder import load, load_folder, pieces, read_folder
 from data.masks import DataError, MaskSet
 from tests.data_fixtures import LETTER, random_masks, write_mask, write_masks
 
@@ -89,29 +90,46 @@ def test_the_first_frame_of_an_animation_is_taken_with_a_warning(tmp_path: Path)
     np.testing.assert_array_equal(found.images, random_masks(2).images[:1])
 
 
-def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write_masks(tmp_path, 2)
-    write_mask(tmp_path / "closed/a.png")
+def _close(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody enter folders of this name: for the superuser none is closed."""
     scan = os.scandir
 
     def refused(where: str) -> Any:
-        if str(where).endswith("closed"):
+        if str(where).endswith(name):
             raise PermissionError(13, "Permission denied", where)
         return scan(where)
 
-    monkeypatch.setattr(os, "scandir", refused)  # for the superuser no folder is closed
+    monkeypatch.setattr(os, "scandir", refused)
+
+
+def test_a_folder_that_cannot_be_read_is_warned_of(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_masks(tmp_path, 2)
+    write_mask(tmp_path / "closed/a.png")
+    _close("closed", monkeypatch)
     with pytest.warns(UserWarning, match=r"1 folders cannot be read: .*closed"):
         assert _load(tmp_path).names == ["00.png", "01.png"]
 
 
-def test_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+def test_where_no_image_can_be_reached_the_reason_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_mask(tmp_path / "in/closed/a.png")
+    os.symlink(tmp_path, tmp_path / "in/link")
+    _close("closed", monkeypatch)
+    said = r"holds no image \(1 folders cannot be read: .*closed; 1 links to folders are not followed: .*link\); put"
+    with pytest.raises(DataError, match=said):
+        _load(tmp_path / "in")
+    with pytest.raises(DataError, match=said):
+        next(pieces(FolderSource(str(tmp_path / "in")), CFG)["train"])
+
+
+def test_links_to_folders_are_not_followed_but_told_of(tmp_path: Path) -> None:
     write_mask(tmp_path / "in/a.png")
     os.symlink(tmp_path / "in", tmp_path / "in/loop")
     os.symlink("b.png", tmp_path / "in/b.png")
     with pytest.raises(DataError, match=r"1 of 2 images cannot be used: .*b\.png is not a file"):
         _load(tmp_path / "in")
     os.unlink(tmp_path / "in/b.png")
-    assert _load(tmp_path / "in").names == ["a.png"]
+    with pytest.warns(UserWarning, match=r"1 links to folders are not followed: .*loop"):
+        assert _load(tmp_path / "in").names == ["a.png"]
 
 
 def test_captions_are_taken_from_metadata_then_text_file_then_subfolder_then_default(tmp_path: Path) -> None:
@@ -130,6 +148,24 @@ def test_captions_are_taken_from_metadata_then_text_file_then_subfolder_then_def
     }
 
 
+def test_the_suffix_of_a_text_file_may_be_in_capitals(tmp_path: Path) -> None:
+    write_mask(tmp_path / "A.PNG")
+    (tmp_path / "A.TXT").write_text("a thing")
+    assert _prompts(tmp_path) == {"A.PNG": "a thing"}
+
+
+@pytest.mark.parametrize(("disk", "told"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_names_with_accents_are_found_however_these_are_stored(
+    tmp_path: Path, disk: Literal["NFC", "NFD"], told: Literal["NFC", "NFD"]
+) -> None:
+    for name in ("a/ü.png", "b/ö/é.png"):
+        write_mask(tmp_path / unicodedata.normalize(disk, name))
+    (tmp_path / unicodedata.normalize(told, "a/ü.txt")).write_text("from a text file")
+    row = {"file_name": unicodedata.normalize(told, "ö\\é.png"), "text": "from metadata"}
+    _write_lines(tmp_path / "b/metadata.jsonl", row)
+    assert _load(tmp_path).prompts == ["from a text file", "from metadata"]
+
+
 def test_subfolders_name_no_class_when_the_folder_itself_holds_images(tmp_path: Path) -> None:
     write_mask(tmp_path / "a.png")
     write_mask(tmp_path / "cat/b.png")
@@ -139,7 +175,7 @@ def test_subfolders_name_no_class_when_the_folder_itself_holds_images(tmp_path: 
 def test_a_blank_caption_stays_blank_and_missing_ones_are_warned_of_once(tmp_path: Path) -> None:
     write_masks(tmp_path, 3)
     (tmp_path / "00.txt").write_text("\n")
-    with pytest.warns(UserWarning, match=r"2 of 3 masks in .* no caption and get .* 'Binary Mask'") as caught:
+    with pytest.warns(UserWarning, match=r"2 of 3 masks .* get .* 'Binary Mask' \(\.venv/bin/python -m") as caught:
         assert _prompts(tmp_path) == {"00.png": "", "01.png": "Binary Mask", "02.png": "Binary Mask"}
     assert len(caught) == 1
 
@@ -274,7 +310,7 @@ def test_all_bad_lines_and_texts_are_found_at_once(tmp_path: Path) -> None:
     assert [str(error).removeprefix(f"{tmp_path}/")[:23] for error in found.bad_captions] == [
         "metadata.jsonl, line 1:", "metadata.jsonl, line 3:", "metadata.jsonl, line 4:", "00.txt is not UTF-8 tex",
     ]  # fmt: skip
-    with pytest.raises(DataError, match=r"line 1: .*\(3 more like this: python -m scripts.check_data lists them\)"):
+    with pytest.raises(DataError, match=r"line 1: .*\(3 more like this: \.venv/bin/python -m scripts.check_data lists"):
         _load(tmp_path)
 
 

@@ -161,6 +161,13 @@ def test_rgb_files_keep_their_values_and_masks_become_black_and_white(tmp_path: 
         np.testing.assert_array_equal(read_rgb(tmp_path / name), np.dstack([L255] * 3))
 
 
+def test_every_colour_under_every_alpha_is_put_on_black_to_the_nearest_value(tmp_path: Path) -> None:
+    colour, alpha = np.mgrid[:256, :256].astype(np.uint8)
+    Image.fromarray(np.dstack([colour, colour[::-1], colour, alpha])).save(tmp_path / "a.png")
+    exact = np.dstack([colour, colour[::-1], colour]) * (alpha[..., None] / 255)
+    np.testing.assert_array_equal(read_rgb(tmp_path / "a.png"), np.rint(exact).astype(np.uint8))
+
+
 def _png_header(width: int, height: int) -> bytes:
     def chunk(kind: bytes, body: bytes) -> bytes:
         return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

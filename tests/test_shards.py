@@ -99,9 +99,14 @@ def test_ranks_and_workers_see_disjoint_shares_and_together_everything(world: in
     seen = [index for share in shares for index in share]
     assert all(shares)
     assert len(set(seen)) == len(seen) == 60 - len(held_out)
-    names = {stream(cfg).name(index) for index in seen}
-    assert f"sample 3 of {tmp_path / 's' / 'train-000000.tar'}" in names or len(held_out)
     assert len(held_out)
+
+
+def test_a_sample_is_named_by_its_shard_and_its_place_there(tmp_path: Path) -> None:
+    made = stream(config(written(tmp_path / "s", random_masks(60), 7)))
+    assert made.name(2 << 32 | 3) == f"sample 3 of {tmp_path / 's' / 'train-000002.tar'}"
+    (sample, *_) = next(iter(made.masks(0)))
+    assert next(made.batches(0))["index"][0] == sample.shard << 32 | sample.row
 
 
 def test_each_pass_and_seed_has_its_own_order_and_the_buffer_mixes(tmp_path: Path) -> None:
@@ -275,7 +280,8 @@ def test_a_file_too_large_or_named_twice_is_refused(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("train", "message"),
     [
-        ("nowhere", "is not there"), ("nowhere-*.tar", "there is no tar file"), ("pipe:touch {0}", "is no address"),
+        ("nowhere", "is not there"), ("nowhere-*.tar", r"no tar file; make shards with \.venv/bin/python -m scripts"),
+        ("pipe:touch {0}", "is no address"),
         ("file:///etc/passwd", "is no address"), ("ftp://x/y.tar", "is no address"), ("s-{0..99}.tar", "more than"),
         ("a{0..1}.tar", "a0.tar is not there"),
     ],
@@ -292,7 +298,7 @@ def test_what_names_no_shards_is_refused_and_nothing_is_run(
 
 def test_stores_name_the_package_that_they_need(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "s3fs", None)
-    with pytest.raises(ModuleNotFoundError, match="pip install s3fs"):
+    with pytest.raises(ModuleNotFoundError, match=r": \.venv/bin/python -m pip install s3fs"):
         load_splits(config("s3://bucket/a.tar"))
 
 
@@ -300,7 +306,7 @@ def test_without_webdataset_one_sentence_says_what_to_install(tmp_path: Path, mo
     folder = written(tmp_path / "s", random_masks(30), 10)
     for name in ("webdataset", "webdataset.tariterators"):
         monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ModuleNotFoundError, match=r'^WebDataset shards need .*: pip install "webdataset'):
+    with pytest.raises(ModuleNotFoundError, match=r'^WebDataset .*: \.venv/bin/python -m pip install "webdataset'):
         load_splits(config(folder))
     with pytest.raises(ModuleNotFoundError, match="pip install"):
         make_shards(MakeShardsCfg(DataCfg(), str(tmp_path / "out")))
@@ -357,6 +363,18 @@ def test_addresses_are_read_and_a_lost_connection_is_taken_up_again(
         load_splits(config(f"{address}/train-000000.tar"))
     with served(folder, 0) as address, pytest.raises(DataError, match=r"cannot be read.*404"):
         load_splits(config(f"{address}/nothing.tar"))
+
+
+def test_shards_that_another_process_is_writing_are_left_alone(tmp_path: Path) -> None:
+    write_masks(tmp_path / "masks", 30)
+    half = tmp_path / ".out.part" / "train-000000.tar"
+    half.parent.mkdir()
+    half.write_bytes(b"half")
+    cfg = MakeShardsCfg(DataCfg(FolderSource(str(tmp_path / "masks")), image_size=8), str(tmp_path / "out"))
+    with pytest.raises(FileExistsError, match=r"\.out\.part is already there: another make_shards .* remove that"):
+        make_shards(cfg)
+    assert half.read_bytes() == b"half"
+    assert not (tmp_path / "out").exists()
 
 
 def test_shards_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
