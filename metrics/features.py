@@ -95,7 +95,8 @@ def _extra(module: str, requirement: str, wanted: str) -> Any:
     try:
         return import_module(module)
     except ImportError as error:
-        raise MissingExtraError(f"{wanted} needs a package that is missing: pip install '{requirement}'") from error
+        raise MissingExtraError(f"{wanted} needs a package that is missing: run .venv/bin/python -m pip install "
+                                f"'{requirement}'") from error  # fmt: skip
 
 
 def _weights(path: Path) -> dict[str, Tensor]:

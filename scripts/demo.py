@@ -36,7 +36,8 @@ def prepare(cfg: DemoCfg) -> tuple[Any, dict[str, Any]]:
         import gradio
     except ModuleNotFoundError:
         raise ModuleNotFoundError("the page needs Gradio, which is not installed: start it with bash scripts/demo.sh, "
-                                  "or pip install -r scripts/demo-requirements.txt") from None  # fmt: skip
+                                  "or run .venv/bin/python -m pip install -r scripts/demo-requirements.txt"
+                                  ) from None  # fmt: skip
     from scripts.demo_page import CSS, build_page, theme
     from scripts.mask_model import load_mask_model
     from scripts.seeded import choose_device

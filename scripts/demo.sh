@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Open a page on which masks are drawn from prompts. Usage: bash scripts/demo.sh [--checkpoint PATH], or --help.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/root.sh"
 bash scripts/setup.sh
 bash scripts/setup.sh --demo
 exec .venv/bin/python -m scripts.demo "$@"

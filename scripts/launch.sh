@@ -5,9 +5,10 @@
 #   bash scripts/launch.sh 8 generate_masks --prompts-file prompts.txt --num 100 --out masks --resume True
 # On many machines: the same line on each, with NODES (how many), NODE (0, 1 ...), HEAD (address of number 0), and PORT.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
-if [ "$#" -lt 2 ] || ! [[ "$1" =~ ^[1-9][0-9]*$ ]] || [ ! -f "scripts/$2.py" ]; then
-  echo "launch: give a number of processes and a command, such as: bash scripts/launch.sh 2 train_stage_2 animals" >&2
+source "$(dirname "${BASH_SOURCE[0]}")/root.sh"
+if ! [[ "${1:-} ${2:-}" =~ ^[1-9][0-9]*\ (train_stage_1|train_stage_2|generate_masks)$ ]]; then
+  echo "launch: '$*' does not begin with a number of processes and train_stage_1, train_stage_2 or generate_masks," \
+    "as in: bash scripts/launch.sh 2 train_stage_2 animals" >&2
   exit 2
 fi
 processes=$1

@@ -2,7 +2,7 @@
 # From nothing to text-prompted masks on this machine: set up, train both stages on animal silhouettes, generate.
 # Usage: bash scripts/quickstart.sh, or for your own masks: bash scripts/quickstart.sh --data FOLDER [--minutes N]
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/root.sh"
 if [ "$#" -gt 0 ]; then
   case $1 in
     --*) ;;
@@ -20,6 +20,10 @@ mkdir -p runs
 run=runs/quickstart
 number=1
 until mkdir "$run" 2>/dev/null; do # an earlier run is never overwritten
+  [ -e "$run" ] || {
+    echo "quickstart: $PWD/runs cannot be written; make room on its disk, or make it writable" >&2
+    exit 1
+  }
   number=$((number + 1))
   run=runs/quickstart-$number
 done

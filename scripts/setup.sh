@@ -10,15 +10,21 @@ case "${1:-}" in
   *) wanted=requirements.txt stamp=.venv/.installed ;;
 esac
 
-if [ -f "$stamp" ] && cmp -s "$wanted" "$stamp"; then
+if [ -x .venv/bin/python ] && cmp -s "$wanted" "$stamp"; then
   exit 0
 fi
-python=${PYTHON:-python3}
-"$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
-  echo "setup: $("$python" --version) is too old; name Python 3.10 or newer with PYTHON=..." >&2
-  exit 2
-}
-[ -x .venv/bin/python ] || "$python" -m venv .venv
+if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or one whose making was broken off
+  python=${PYTHON:-python3}
+  command -v "$python" >/dev/null || {
+    echo "setup: there is no $python; install Python 3.10 or newer, or name one with PYTHON=..." >&2
+    exit 2
+  }
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 10))' || {
+    echo "setup: $("$python" --version) is too old; name Python 3.10 or newer with PYTHON=..." >&2
+    exit 2
+  }
+  "$python" -m venv --clear .venv >&2
+fi
 echo "setup: installing $wanted into .venv (once; torch is large)" >&2
 # shellcheck disable=SC2086  # PIP_ARGS is a list of words
 .venv/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar on ${PIP_ARGS:-} -r "$wanted" >&2

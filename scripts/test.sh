@@ -2,7 +2,7 @@
 # Run ruff, mypy and pytest, after making .venv if needed.
 # Usage: bash scripts/test.sh [--faults | pytest arguments]; --faults kills and stops trainings in many more ways.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/root.sh"
 bash scripts/setup.sh
 bash scripts/setup.sh --tests
 .venv/bin/ruff check .

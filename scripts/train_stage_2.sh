@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Train stage 2. Usage: bash scripts/train_stage_2.sh [PRESET] [--overrides], or --help.
 set -euo pipefail
-cd "$(dirname "${BASH_SOURCE[0]}")/.."
+source "$(dirname "${BASH_SOURCE[0]}")/root.sh"
 bash scripts/setup.sh
 exec .venv/bin/python -m scripts.train_stage_2 "$@"

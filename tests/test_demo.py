@@ -114,7 +114,7 @@ def test_without_gradio_the_command_says_how_to_get_it() -> None:
     code = "import sys; sys.modules['gradio'] = None; from scripts.demo import main; main(['--browser', 'False'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
-    assert done.stderr.strip().endswith("pip install -r scripts/demo-requirements.txt")
+    assert done.stderr.strip().endswith("run .venv/bin/python -m pip install -r scripts/demo-requirements.txt")
     assert "Traceback" not in done.stderr
 
 

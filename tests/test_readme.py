@@ -40,7 +40,8 @@ def commands_of(text: str) -> list[list[str]]:
     """The words of every command of a page that is no pattern."""
     blocks = re.findall(r"```bash\n(.*?)```", text, re.S)
     lines = [line for block in blocks for line in block.splitlines() if line.strip()]
-    lines += [code for code in re.findall(r"`((?:bash scripts|\.venv/bin/python -m)[^`]+)`", text) if "[" not in code]
+    codes = re.findall(r"`((?:bash|\.venv/bin/python -m) scripts[^`]+)`", text)
+    lines += [code for code in codes if "[" not in code]
     return [shlex.split(line, comments=True) for line in lines]
 
 

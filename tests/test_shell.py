@@ -1,0 +1,113 @@
+"""The shell commands: the environment that they make, the folder that they work in, and what they refuse."""
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+COMMANDS = sorted(path.stem for path in ROOT.glob("scripts/*.sh") if path.stem not in ("root", "setup"))
+PYTHON = """#!/bin/sh
+echo "$0 $*" >>calls
+if [ "$2" = venv ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python; fi
+"""
+BROKEN = "#!/bin/sh\nexit 1\n"
+NEW_VENV = "/python -m venv --clear .venv\n"
+
+
+def program(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A folder with the project's shell commands, and nothing to install."""
+    folder = tmp_path / "project"
+    folder.mkdir()
+    shutil.copytree(ROOT / "scripts", folder / "scripts", ignore=lambda _, names: [n for n in names if ".sh" not in n])
+    (folder / "requirements.txt").touch()
+    return folder
+
+
+def shell(command: str, *words: str, project: Path, cwd: Path | None = None, **env: str) -> tuple[int, str]:
+    """Exit code and stderr."""
+    done = subprocess.run(["bash", f"{project}/scripts/{command}.sh", *words], cwd=cwd or project, env=os.environ | env,
+                          capture_output=True, text=True, check=False, timeout=60)  # fmt: skip
+    return done.returncode, done.stderr
+
+
+def set_up_already(project: Path) -> None:
+    program(project / "scripts/setup.sh", "")
+    for name in ("python", "ruff", "mypy"):
+        program(project / ".venv/bin" / name, "#!/bin/sh\n")
+
+
+@pytest.mark.parametrize("found", ["no folder", "python without pip", "installed for a python that is gone"])
+def test_an_environment_that_is_not_whole_is_made_anew(project: Path, found: str) -> None:
+    if found == "python without pip":
+        program(project / ".venv/bin/python", BROKEN)
+    elif found != "no folder":
+        (project / ".venv").mkdir()
+        (project / ".venv/.installed").touch()
+    python = program(project.parent / "python", PYTHON)
+    assert shell("setup", project=project, PYTHON=str(python))[0] == 0
+    calls = (project / "calls").read_text()
+    assert NEW_VENV in calls
+    assert calls.splitlines()[-1].startswith(".venv/bin/python -m pip install ")
+    assert shell("setup", project=project, PYTHON=str(python)) == (0, "")
+    assert (project / "calls").read_text() == calls
+
+
+@pytest.mark.parametrize("other", ["too-old", "absent"])
+def test_a_whole_environment_is_kept_whatever_other_python_there_is(project: Path, other: str) -> None:
+    program(project / ".venv/bin/python", PYTHON)
+    program(project.parent / "too-old", BROKEN)
+    assert shell("setup", project=project, PYTHON=str(project.parent / other))[0] == 0
+    assert NEW_VENV not in (project / "calls").read_text()
+    assert (project / ".venv/.installed").exists()
+
+
+def test_a_python_that_is_absent_or_too_old_is_named(project: Path) -> None:
+    old = program(project.parent / "old", '#!/bin/sh\n[ "$1" = --version ] && echo "Python 3.9.1"\n')
+    for python, said in (("no-such-python", "there is no no-such-python"), (str(old), "Python 3.9.1 is too old")):
+        code, told = shell("setup", project=project, PYTHON=python)
+        assert code == 2
+        assert told.startswith(f"setup: {said}; ")
+        assert told.count("\n") == 1
+
+
+def test_the_quickstart_ends_where_its_runs_cannot_be_written(project: Path) -> None:
+    set_up_already(project)
+    tools = program(project.parent / "tools/mkdir", '#!/bin/sh\n[ "$1" = -p ]\n').parent
+    (project / "runs/quickstart").mkdir(parents=True)
+    code, told = shell("quickstart", project=project, PATH=f"{tools}:{os.environ['PATH']}")
+    assert code == 1
+    assert told.startswith(f"quickstart: {project}/runs cannot be written; ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_says_where_paths_begin_unless_it_was_started_there(project: Path, command: str) -> None:
+    set_up_already(project)
+    words = ["2", "train_stage_1"] if command == "launch" else ["--help"]
+    elsewhere, link = project.parent, project.parent / "link"
+    link.symlink_to(project)
+    note = f"{command}: relative paths begin at the project's folder {project}, not at {elsewhere}\n"
+    assert shell(command, *words, project=project, cwd=elsewhere) == (0, note)
+    assert shell(command, *words, project=project) == (0, "")
+    assert shell(command, *words, project=project, cwd=link) == (0, "")
+
+
+@pytest.mark.parametrize("words", ["", "8", "train_stage_2 animals", "0 train_stage_2", "8 evaluate", "8 quickstart"])
+def test_only_commands_that_share_their_work_are_launched_in_several_processes(project: Path, words: str) -> None:
+    set_up_already(project)
+    code, told = shell("launch", *words.split(), project=project)
+    assert code == 2
+    assert told.startswith(f"launch: '{words}' does not begin with a number of processes and train_stage_1, ")
+    assert told.count("\n") == 1
+    for command in ("train_stage_1", "train_stage_2", "generate_masks"):
+        assert shell("launch", "8", command, project=project) == (0, "")
