@@ -28,6 +28,8 @@ class ExportCfg:
         require(bool(self.checkpoint.strip()), "checkpoint", self.checkpoint, "the path of a stage-2 checkpoint")
         one_of("format", self.format, ("safetensors", "onnx", "pt2"))
         positive("steps", self.steps)
+        require(self.steps == 1 or self.format != "safetensors", "steps", self.steps,
+                "1 in format safetensors, whose weights take any number of steps later; onnx and pt2 hold theirs")
         ending = f".{self.format}"
         require(not self.out or self.out.endswith(ending), "out", self.out, f"a file that ends in {ending}")
         one_of("dtype", self.dtype, ("bf16", "fp32"))

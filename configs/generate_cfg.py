@@ -94,6 +94,9 @@ class GenerateCfg(SamplingCfg):
             require(self.tries < 2, "tries", self.tries, "1 where to_prompt or to_seed asks for a way between two")
             require(self.num >= 2, "num", self.num, "at least 2, where to_prompt or to_seed asks for a way between two")
         require(0 < self.strength <= 1, "strength", self.strength, "above 0 and at most 1")
+        if not self.init_mask and self.strength != GenerateCfg.strength:
+            raise ConfigError(f"strength is {self.strength:g}, but nothing is given of which to draw so much anew: "
+                              "name --init-mask FILE")  # fmt: skip
         if not self.init_mask and self.keep:
             raise ConfigError(f"keep is {self.keep!r}, but nothing is given of which to keep it: name --init-mask FILE")
         if self.init_mask and self.zero_init > 0:

@@ -84,11 +84,11 @@ def is_first() -> bool:
     )
 
 
-def lock(folder: Path) -> None:
-    """Keep other trainings out of ``folder`` until :func:`release`, or until this process ends, however it ends.
+def lock(folder: Path, work: str = "training", option: str = "--train.run-dir") -> None:
+    """Keep others out of ``folder`` until :func:`release`, or until this process ends, however it ends.
 
     The operating system holds the lock, so that none stays behind. Where it has no locks of files, there is none.
-    Raises ConfigError if another process trains there.
+    Raises ConfigError if another process works there; ``option`` names the folder of this kind of ``work``.
     """
     if fcntl is None or folder.resolve() in _held:
         return
@@ -102,11 +102,12 @@ def lock(folder: Path) -> None:
         who = file.read().strip()
         file.close()
         raise ConfigError(
-            f"another training is at work in {folder} ({who or 'of an unknown process'}): wait for it, stop it, "
-            "or name another folder with --train.run-dir"
+            f"another {work} is at work in {folder} ({who or 'of an unknown process'}): wait for it, stop it, "
+            f"or name another folder with {option}"
         ) from None
     except OSError:  # a file system without locks
         file.close()
+        (folder / LOCK).unlink(missing_ok=True)
         return
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -115,7 +116,7 @@ def lock(folder: Path) -> None:
 
 
 def release(folder: Path) -> None:
-    """Let others train in ``folder``, and programs that this one starts choose folders of their own."""
+    """Let others work in ``folder``, and programs that this one starts choose folders of their own."""
     if os.environ.get("MASK_RUN_DIR") == f"{os.getpid()}:{folder}":
         del os.environ["MASK_RUN_DIR"]
     file = _held.pop(folder.resolve(), None)

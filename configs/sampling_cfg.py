@@ -41,4 +41,7 @@ class SamplingCfg:
         fraction("guidance_to", self.guidance_to)
         require(self.guidance_from < self.guidance_to, "guidance_from", self.guidance_from,
                 f"below guidance_to ({self.guidance_to:g})")
+        if (self.guidance_from, self.guidance_to) != (0, 1):
+            require(self.guidance != 1, "guidance", self.guidance,
+                    "another number, such as 2, for guidance_from and guidance_to to matter")
         fraction("zero_init", self.zero_init, below_one=True)

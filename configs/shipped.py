@@ -15,7 +15,8 @@ def checkpoint_path(name: str) -> Path:
         ConfigError: a name of a model whose file is missing.
     """
     found = SHIPPED.get(name)
-    if found is None or Path(name).exists():  # a file of yours with that name comes first
+    yours = Path(name).is_file() or (Path(name) / "about.pt").is_file()  # or a checkpoint in parts (models/parts.py)
+    if found is None or yours:
         return Path(name).expanduser()
     if not found.is_file():
         raise ConfigError(f"the model {name!r} should lie in {found}, but it is not there: get the whole project again")

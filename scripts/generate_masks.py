@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 from configs.checks import ConfigError
 from configs.cli import as_text, parse
 from configs.generate_cfg import GenerateCfg
+from configs.run_folder import release
 from configs.shipped import checkpoint_path
 from scripts.mask_files import (
+    GRID,
     MANIFEST,
     PLAN,
     Plan,
@@ -64,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
             module.encode_text.cache_size = PROMPTS_KEPT
             out = generate_to_folder(module, cfg, ranks)
             if ranks.rank == 0:
-                print(f"masks: {out}\npicture: {out / 'grid.png'}")
+                print(f"masks: {out}\npicture: {out / GRID}")
 
 
 def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None) -> Path:
@@ -74,12 +76,10 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
     calls this with the same config. No more than a few batches are held in memory.
 
     Raises:
-        ConfigError: a file that cannot be written.
+        ConfigError: a file that cannot be written, or another generation at work in the folder.
         FileExistsError: a folder that is already in use.
         Other errors: as ``planned``.
     """
-    from tqdm import tqdm
-
     from scripts.seeded import choose_device
 
     ranks = ranks or Ranks()
@@ -93,9 +93,9 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
             out = output_folder(cfg)
             try:
                 return prepare_folder(out, plan, cfg)
-            except FileExistsError:  # another process has just made the folder of this number
-                if cfg.out:
-                    raise
+            except FileExistsError:
+                if cfg.out or not os.path.lexists(out):
+                    raise  # else another process has just made the folder of this number
 
     def end() -> None:
         draw_grid(out, plan, cfg.size)
@@ -103,7 +103,23 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
             write_metadata(out, plan)
         os.replace(out / PLAN, out / MANIFEST)
 
-    ranks.first(begin)
+    try:
+        ranks.first(begin)
+        draw_share(module, plan, ways, device, out, cfg, ranks)
+        ranks.agree()  # all files are there
+        ranks.first(end)
+    finally:
+        if ranks.rank == 0:
+            release(out)
+    return out
+
+
+def draw_share(
+    module: Any, plan: Plan, ways: list[Recipe], device: Any, out: Path, cfg: GenerateCfg, ranks: Ranks
+) -> None:
+    """Draw and write this process's masks of a plan. Raises ConfigError where one cannot be written."""
+    from tqdm import tqdm
+
     share = ranks.share(len(plan))
     waiting: deque[Future[None]] = deque()
     quiet: dict[str, Any] = {"disable": True} if ranks.rank else {}  # else as TQDM_DISABLE says
@@ -123,9 +139,6 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
                 bar.update(len(batch))
         while waiting:
             waiting.popleft().result()
-    ranks.agree()  # all files are there
-    ranks.first(end)
-    return out
 
 
 def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
@@ -197,7 +210,7 @@ def draw_grid(out: Path, plan: Plan, cell: int) -> None:
         names = [[plan.name(row * plan.num + k, steps) for k in picked] for row in range(len(shown))]
         masks = [[np.asarray(Image.open(out / name)) for name in row] for row in names]
         blocks[f"{steps} step{'s' if steps > 1 else ''}"] = masks
-    mask_grid(blocks, shown, cell).save(out / "grid.png")
+    mask_grid(blocks, shown, cell).save(out / GRID)
 
 
 def read_prompts(cfg: GenerateCfg) -> list[str]:

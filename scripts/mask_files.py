@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from configs.checks import ConfigError
 from configs.cli import to_dict
 from configs.generate_cfg import GenerateCfg
+from configs.run_folder import LOCK, lock
 from configs.shipped import FOLDER, checkpoint_path
 
 if TYPE_CHECKING:
@@ -24,8 +25,11 @@ if TYPE_CHECKING:
 SLUG_LENGTH = 48
 MANIFEST = "manifest.jsonl"
 METADATA = "metadata.jsonl"
+CONFIG = "config.json"
+GRID = "grid.png"
 COLUMNS = ("file_name", "text", "seed", "steps")
 PLAN = ".manifest.jsonl.part"  # the manifest until every file that it lists is there
+NO_PLAN_YET = {LOCK, f"{PLAN}.new"}  # what a generation leaves that is killed before it has a plan
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def output_folder(cfg: GenerateCfg) -> Path:
     """Where the files go; nothing is made yet.
 
     Raises:
-        FileExistsError: a folder in use, without ``overwrite`` and without a generation to resume.
+        FileExistsError: a folder in use, without ``overwrite`` and without a generation to resume; with ``overwrite``,
+            one without a generation but with files of the names that a generation writes.
     """
     if not cfg.out:
         beside = checkpoint_path(cfg.checkpoint).parent
@@ -109,9 +114,15 @@ def output_folder(cfg: GenerateCfg) -> Path:
     out = Path(cfg.out).expanduser()
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"out is {cfg.out!r}, which is a file: name a folder")
-    if cfg.overwrite or not out.is_dir() or not any(out.iterdir()):
+    if not out.is_dir() or all(path.name in NO_PLAN_YET for path in out.iterdir()):
         return out
     begun = [name for name in (PLAN, MANIFEST) if (out / name).is_file()]
+    if cfg.overwrite:
+        theirs = [name for name in (CONFIG, GRID, METADATA) if not begun and os.path.lexists(out / name)]
+        if theirs:
+            raise FileExistsError(f"out is {cfg.out!r}, which holds no generation, but a {theirs[0]} of something "
+                                  "else, which is not overwritten: name another folder")  # fmt: skip
+        return out
     if not cfg.resume:
         hint = "go on with its generation by --resume True, " if begun else ""
         raise FileExistsError(
@@ -126,11 +137,14 @@ def output_folder(cfg: GenerateCfg) -> Path:
 def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
     """Make the folder; remove the files that an earlier manifest lists (and no other), unless they are to be kept.
 
+    The folder is then this process's own, until ``release``.
+
     Raises:
-        ConfigError: the generation to resume had other settings.
+        ConfigError: the generation to resume had other settings, or another one is at work there.
         FileExistsError: another process has just made this folder, where none was named.
     """
     out.mkdir(parents=True, exist_ok=bool(cfg.out))
+    lock(out, "generation", "--out")
     for begun in (out / PLAN, out / MANIFEST):
         if begun.is_file() and cfg.resume:
             check_same(begun, plan)
@@ -140,14 +154,15 @@ def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
                 for line in lines:
                     if name := re.search(r'"file_name": "([a-z0-9-]+\.png)"', line):
                         (out / name[1]).unlink(missing_ok=True)
-            begun.unlink()
             (out / METADATA).unlink(missing_ok=True)
     for part in out.glob(".*.png.part"):  # of a process that was killed
         part.unlink()
     with (part := out / f"{PLAN}.new").open("w", encoding="utf-8") as file:
         file.writelines(plan.lines())
     os.replace(part, out / PLAN)
-    (out / "config.json").write_text(json.dumps(to_dict(cfg), indent=2) + "\n", encoding="utf-8")
+    if cfg.overwrite:
+        (out / MANIFEST).unlink(missing_ok=True)  # not before: at any moment, the folder is that of a generation
+    (out / CONFIG).write_text(json.dumps(to_dict(cfg), indent=2) + "\n", encoding="utf-8")
 
 
 def write_metadata(out: Path, plan: Plan) -> None:

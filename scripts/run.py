@@ -18,6 +18,9 @@ def refuse_kindly(command: str) -> Iterator[None]:
     """One sentence on stderr: with exit code 2 for what the user can mend, with 1 for what happened on the way."""
     from configs.checks import ConfigError
 
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
     try:
         yield
     except KeyboardInterrupt:

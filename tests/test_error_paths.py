@@ -7,8 +7,11 @@ import errno
 import fcntl
 import os
 import re
+import sys
 from dataclasses import replace
+from io import BytesIO, TextIOWrapper
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -157,6 +160,7 @@ def test_a_file_system_without_locks_is_trained_on_without(tmp_path: Path, monke
     monkeypatch.setattr(fcntl, "lockf", raising(OSError(errno.ENOLCK, "No locks available")))
     lock(tmp_path)
     release(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_lock_file_that_another_has_replaced_meanwhile_is_not_held(
@@ -309,15 +313,48 @@ def test_a_full_disk_is_a_sentence_and_a_failure_of_the_moment(capsys: pytest.Ca
     assert capsys.readouterr().err == "x: [Errno 28] No space left on device: 'masks/grid.png'\n"
 
 
-@pytest.mark.parametrize("out", ["", "file/evaluation.json"])
+@pytest.mark.parametrize("encoding", ["utf-8", "iso-8859-1"])
+def test_a_name_that_the_terminal_cannot_show_is_no_error(encoding: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = {name: TextIOWrapper(BytesIO(), encoding) for name in ("stdout", "stderr")}
+    for name, stream in shown.items():
+        monkeypatch.setattr(sys, name, stream)
+    with pytest.raises(SystemExit) as end, refuse_kindly("x"):
+        raising(ConfigError("o\udcff cannot be written"))(print("masks: o\udcff"))
+    monkeypatch.undo()
+    assert end.value.code == 2
+    for name, said in (("stdout", "masks: o\\udcff\n"), ("stderr", "x: o\\udcff cannot be written\n")):
+        shown[name].seek(0)
+        assert shown[name].read() == said
+
+
+@pytest.mark.parametrize(("out", "said"), [
+    ("", "which is a folder: name a file"), ("file/evaluation.json", "cannot be written"),
+    ("result.png", "result.png', but the figure goes there: name the report"),
+])  # fmt: skip
 def test_a_judgement_that_could_not_be_written_is_not_begun(
-    out: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    out: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(SystemExit) as end:
         evaluate(["--checkpoint", "animals", "--out", str(tmp_path / out)])
     assert end.value.code == 2
-    assert ("which is a folder: name a file" if not out else "cannot be written") in capsys.readouterr().err
+    assert said in capsys.readouterr().err
+
+
+def test_a_judgement_that_a_full_disk_stops_leaves_no_half_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    module = SimpleNamespace(cfg=SimpleNamespace(data=SimpleNamespace(channels=1)), sha256="")
+    monkeypatch.setattr("scripts.mask_model.load_mask_model", lambda *_: module)
+    monkeypatch.setattr("data.sources.load_splits", lambda _: (None, None))
+    monkeypatch.setattr("scripts.evaluate.evaluate", lambda *_: {})
+    monkeypatch.setattr("metrics.report.as_table", lambda _: "")
+    monkeypatch.setattr(os, "fsync", raising(OSError(errno.ENOSPC, "No space left on device")))
+    with pytest.raises(SystemExit) as end:
+        evaluate(["--checkpoint", "animals", "--out", str(tmp_path / "evaluation.json")])
+    assert end.value.code == 1
+    assert "No space left on device" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_nobody_foresaw_keeps_its_traceback() -> None:

@@ -26,7 +26,7 @@ from data.folder import load_folder
 from samplers import SamplerMismatch
 from scripts import generate_masks
 from scripts.generate_masks import generate_to_folder, main, planned, read_prompts
-from scripts.mask_files import output_folder, slug, unique_slugs
+from scripts.mask_files import Plan, output_folder, slug, unique_slugs
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +63,7 @@ def test_options_change_the_masks_but_no_batch_size_does(sampler, options, check
     asked = pixels("1", 1, **options)
     assert pixels("3", 3, **options) == pixels("64", 64, **options) == asked
     for key in options.keys() - {"sampler"}:
-        assert pixels(f"without-{key}", 64, **{k: v for k, v in options.items() if k != key}) != asked
+        assert pixels(f"without-{key}", 64, **{k: v for k, v in options.items() if not k.startswith(key)}) != asked
 
 
 def test_mask_k_is_the_first_mask_of_seed_plus_k_and_of_any_company(checkpoint, tmp_path):
@@ -172,6 +172,48 @@ def test_two_generations_without_a_name_never_share_a_folder(checkpoint, monkeyp
     assert len(files(second)) == 2
 
 
+def test_a_link_to_nowhere_in_the_place_of_runs_is_an_error_not_an_endless_search(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("runs").symlink_to("nowhere")
+    cfg = GenerateCfg("icons", prompt=("a cat",))
+    found = iter([output_folder(cfg)])
+    monkeypatch.setattr(generate_masks, "output_folder", lambda cfg: next(found))
+    with pytest.raises(FileExistsError, match="runs"):
+        generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+
+
+@pytest.mark.parametrize("name", ["config.json", "grid.png", "metadata.jsonl"])
+def test_overwriting_replaces_no_file_of_a_folder_that_never_held_a_generation(
+    name: str, checkpoint: str, tmp_path: Path
+) -> None:
+    cfg = cfg_for(checkpoint, tmp_path / "out", overwrite=True)
+    Path(cfg.out).mkdir()
+    (tmp_path / "out" / name).write_text("precious")
+    with pytest.raises(FileExistsError, match=f"no generation, but a {name} of something else, .*: name another"):
+        generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+    assert [path.name for path in Path(cfg.out).iterdir()] == [name]
+    assert (tmp_path / "out" / name).read_text() == "precious"
+
+
+def test_overwriting_that_is_stopped_early_can_be_done_again(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg = cfg_for(checkpoint, tmp_path / "out", overwrite=True)
+    out = generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+
+    def stopped(plan: Plan) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Plan, "lines", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+    monkeypatch.undo()
+    generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, num=1))
+    assert len(files(out)) == len(rows(out)) == 2
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -179,7 +221,7 @@ def test_two_generations_without_a_name_never_share_a_folder(checkpoint, monkeyp
         {"times": "0,0.5"}, {"times": "0,1", "steps": (1,)}, {"times": "0,x,1"}, {"threshold": 1.0}, {"seed": -1},
         {"cfg_zero": True}, {"zero_init": 0.1}, {"shift": 0.0}, {"shift": 2.0, "times": "0,1"}, {"guidance_from": 1.0},
         {"zero_init": 1.0}, {"guidance_to": 1.5}, {"guidance": float("nan")}, {"prompt": ()}, {"size": 0},
-        {"batch_size": 0}, {"checkpoint": " "},
+        {"batch_size": 0}, {"checkpoint": " "}, {"guidance_from": 0.2}, {"guidance_to": 0.8}, {"strength": 0.5},
     ],
     ids=str,
 )  # fmt: skip

@@ -167,6 +167,59 @@ def test_a_stopped_generation_leaves_whole_files_and_says_how_to_go_on(
     assert contents(out) == whole
 
 
+def holder(folder: Path) -> subprocess.Popen[str]:
+    """Another process that wants the folder: it says "held", and keeps it until its input ends."""
+    code = (
+        "import sys; from pathlib import Path; from configs.run_folder import lock\n"
+        "lock(Path(sys.argv[1]))\nprint('held', flush=True)\nsys.stdin.read()"
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", code, str(folder)], cwd=ROOT, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def test_a_folder_belongs_to_one_generation_until_its_end(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cfg, drawn, refused = cfg_for(checkpoint, tmp_path / "out"), generate_masks.draw_masks, []
+
+    def while_another_asks(*how: Any) -> Any:
+        refused.append(holder(tmp_path / "out").communicate()[1])
+        return drawn(*how)
+
+    monkeypatch.setattr(generate_masks, "draw_masks", while_another_asks)
+    out = generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+    monkeypatch.undo()
+    assert [f"is at work in {out} (process {os.getpid()} on" in said for said in refused] == [True]
+    whole = contents(out)
+    assert len(whole) == 10 + len(["manifest.jsonl", "grid.png"])
+
+    other = holder(out)
+    assert other.stdout is not None
+    assert other.stdout.readline() == "held\n"
+    for how in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(ConfigError, match=rf"another generation is at work in .*process {other.pid} on .* --out"):
+            generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, **how))
+    assert {name: content for name, content in contents(out).items() if name != ".lock"} == whole
+    other.kill()
+    other.communicate()
+    generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, resume=True))
+    assert contents(out) == whole
+
+
+@pytest.mark.parametrize("how", [{}, {"resume": True}, {"overwrite": True}], ids=str)
+def test_a_generation_that_was_stopped_before_it_had_a_plan_leaves_an_empty_folder(
+    how: dict[str, Any], checkpoint: str, tmp_path: Path
+) -> None:
+    for name in (".lock", ".manifest.jsonl.part.new"):
+        (tmp_path / "out").mkdir(exist_ok=True)
+        (tmp_path / "out" / name).write_text("{")
+    out = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "out", **how))
+    assert len(files(out)) == len(rows(out)) == 10
+    assert not list(out.glob(".*"))
+
+
 def test_memory_does_not_grow_with_the_number_of_masks(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
