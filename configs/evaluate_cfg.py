@@ -55,6 +55,8 @@ class EvaluateCfg(SamplingCfg):
         one_of("features", self.features, ("auto", "imagenet", "inception"))
         require(self.features != "inception" or bool(self.inception), "inception", self.inception,
                 "the weight file, when features is inception")
+        require(self.features == "inception" or not self.inception, "inception", self.inception,
+                "empty unless features is inception")
         require(not self.sketches or self.tries == 1, "tries", self.tries, "1 where sketches are shown")
         non_negative("search", self.search)
         require(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 4294967295")

@@ -34,12 +34,14 @@ def as_table(report: dict[str, Any]) -> str:
     rows = [("real masks", report["real"])] + [(f"{row['steps']} steps", row) for row in report["steps"]]
     columns = [column for column in COLUMNS if column[0] in report["steps"][0]]
     shapes = [(f"shape_{name}", name, ".4g", 1) for name in SHAPES]
+    num_real = report.get("num_real", report["num"])
+    few = f" ({num_real} real ones, all there are, and farther for it)" if num_real < report["num"] else ""
     return "\n".join([
         "",
         f"stage 1, {stage_1['num']} held-out masks: IoU {stage_1['iou']:.4f}, Dice {stage_1['dice']:.4f}, boundary F1 "
         f"{stage_1['boundary_f1']:.4f}, pieces wrong in {stage_1['component_miss']:.1%}",
         f"features: {report['features']}; {judge.get('note') or _accuracy(judge)}",
-        f"{report['num']} masks per row, seeds {report['seeds']}, sampler {report['sampler']}, "
+        f"{report['num']} masks per row{few}, seeds {report['seeds']}, sampler {report['sampler']}, "
         f"guidance {report['guidance']:g}; {report['frechet_name']} (squared) to all {report['num_held_out']} held-out "
         "masks; best IoU: median over the nearest training mask",
         "",

@@ -1,6 +1,7 @@
 """report.html: what a training did, from its run folder alone, in one file that needs no network."""
 
 import base64
+import contextlib
 import csv
 import json
 import shlex
@@ -73,17 +74,26 @@ def read_columns(run_dir: Path) -> dict[str, list[tuple[float, float]]]:
     found: dict[str, dict[int, float]] = {}
     logs = sorted(run_dir.glob("csv*/metrics.csv"), key=lambda path: (len(path.parent.name), path.parent.name))
     for log in logs:
-        with log.open(newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-        begin = min((int(row["step"]) for row in rows if row.get("step")), default=0)
+        rows = read_rows(log)
+        begin = min((step for step, _ in rows), default=0)
         for values in found.values():
             for step in [step for step in values if step > begin]:
                 del values[step]
-        for row in rows:
+        for step, row in rows:
             for name, value in row.items():
-                if value and name not in ("step", "epoch"):
-                    found.setdefault(name, {})[int(row["step"]) + 1] = float(value)
+                found.setdefault(name, {})[step + 1] = value
     return {name: sorted(values.items()) for name, values in found.items() if values}
+
+
+def read_rows(log: Path) -> list[tuple[int, dict[str, float]]]:
+    """(step, name -> value) of each whole row; one that a full disk cut off, or joined with the next, is left out."""
+    rows = []
+    with log.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            with contextlib.suppress(TypeError, ValueError, KeyError):  # a missing cell is None, those too many a list
+                values = {name: float(value) for name, value in row.items() if value != "" and name != "epoch"}
+                rows.append((int(values.pop("step")), values))
+    return rows
 
 
 def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
@@ -248,9 +258,9 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
     found = [(f"go on with this training{longer}", with_options(started, again))] if started else []
     if run["kind"] == "diffusion":
         rows = next((own[-1].rows for own in pictures.values() if own), ())
-        prompt = next((row for row in rows if row.strip() and '"' not in row), "a heart")
+        prompt = shlex.quote(next((row for row in rows if row.strip() and row.isprintable()), "a heart"))
         found += [
-            ("generate masks", f'bash scripts/generate_masks.sh --checkpoint {last} --prompt "{prompt}" --num 16'),
+            ("generate masks", f"bash scripts/generate_masks.sh --checkpoint {last} --prompt {prompt} --num 16"),
             ("judge it", f"{python} scripts.evaluate --checkpoint {last}"),
             ("make one file to share", f"{python} scripts.export --checkpoint {last}"),
         ]

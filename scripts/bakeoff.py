@@ -21,6 +21,7 @@ from configs.bakeoff_cfg import BakeoffCfg
 from configs.bakeoffs import PLANS, Entrant
 from configs.checks import ConfigError
 from configs.cli import as_text, parse, to_dict
+from configs.whole_file import write_text
 from scripts.run import refuse_kindly
 
 CLASSIFIER_STEPS = 1000
@@ -87,7 +88,7 @@ def write_job(folder: Path, about: dict[str, Any]) -> None:
     if path.exists() and json.loads(path.read_text()) != json.loads(text):
         raise ConfigError(f"{folder} holds a training with other settings: name another folder with --out")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
+    write_text(path, text)
 
 
 def stage_1(entrant: Entrant, cfg: BakeoffCfg, out: Path) -> str:
@@ -138,7 +139,7 @@ def step_costs(entrants: dict[str, Entrant], cfg: BakeoffCfg, path: Path) -> dic
         for name in missing:
             ratio = statistics.median(own / base for own, base in zip(times[name], times[first], strict=True))
             known[name] = known[first] * ratio
-        path.write_text(json.dumps(known, indent=2) + "\n")
+        write_text(path, json.dumps(known, indent=2) + "\n")
     return known
 
 
@@ -183,9 +184,9 @@ def report(jobs: list[Job], costs: dict[str, float], out: Path) -> str:
     from metrics.comparison import as_markdown, gather, quality_figure
 
     rows = gather([(job.name, job.folder) for job in jobs], costs)
-    (out / "results.json").write_text(json.dumps(rows, indent=2) + "\n")
+    write_text(out / "results.json", json.dumps(rows, indent=2) + "\n")
     table = as_markdown(rows)
-    (out / "results.md").write_text(table + "\n")
+    write_text(out / "results.md", table + "\n")
     quality_figure(rows, out / "results.png")
     return table
 

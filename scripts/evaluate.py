@@ -19,6 +19,7 @@ from configs.checks import ConfigError
 from configs.cli import as_text, parse, to_dict
 from configs.evaluate_cfg import EvaluateCfg
 from configs.shipped import FOLDER, checkpoint_path
+from configs.whole_file import write_text
 from scripts.run import refuse_kindly
 
 SKETCHED, DRAWN = 10, 6  # rows of the picture of sketches, and masks in each
@@ -57,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         report = {"config": to_dict(cfg), "checkpoint_sha256": module.sha256, **report}
         print(f"{as_table(report)}\n")
         out.parent.mkdir(parents=True, exist_ok=True)
-        out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+        write_text(out, json.dumps(report, indent=2) + "\n")
         quality_figure([as_row(beside.name, [report])], out.with_suffix(".png"))
         print(f"report: {out}\nfigure: {out.with_suffix('.png')}")
         if cfg.sketches:
@@ -72,6 +73,9 @@ def require_writable(out: Path) -> None:
     """Raises ConfigError where a file cannot be written, before minutes go into what it is to hold."""
     if out.is_dir():
         raise ConfigError(f"out is {str(out)!r}, which is a folder: name a file, such as {out / 'evaluation.json'}")
+    if out.suffix.lower() == ".png":
+        better = out.with_suffix(".json")
+        raise ConfigError(f"out is {str(out)!r}, but the figure goes there: name the report, such as {better}")
     there = next(folder for folder in out.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
         raise ConfigError(f"{out} cannot be written: name another file with --out")
@@ -106,6 +110,7 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     features = choose_features(judge, cfg, device)
     yardstick = Yardstick(real, seen, judge, features, cfg.search)
     own = yardstick.adherence(real, held_out.prompts, list(range(len(real))), cfg.seed)
+    own.pop("retrieval", None)  # of masks from themselves
     rows: list[list[dict[str, float]]] = [[] for _ in ways]
     floors = []
     for repeat in range(cfg.seeds):
@@ -135,7 +140,7 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
         "trained": to_dict(module.cfg), "sampler": sampler.name, "guidance": cfg.guidance,
         "stage_1": reconstruction(module.autoencoder, real, device),
         "judge": about | own, "features": features.name, "frechet_name": features.frechet_name,
-        "num": num, "num_held_out": len(held_out), "num_training": len(train),
+        "num": num, "num_real": min(num, len(train)), "num_held_out": len(held_out), "num_training": len(train),
         "seeds": [cfg.seed + r for r in range(cfg.seeds)], "real": summaries(floors),
         "steps": [{"steps": way.steps} | summaries(results) for way, results in zip(ways, rows, strict=True)],
         "minutes": (time.perf_counter() - started) / 60,

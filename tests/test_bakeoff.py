@@ -1,6 +1,8 @@
 """Comparing trainings: the table over evaluations, equal time, a whole small bakeoff that is stopped and goes on."""
 
+import errno
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,6 +74,29 @@ def small_plan() -> dict[str, Entrant]:
 def cfg(folder: Path, **changes: Any) -> list[str]:
     values = {"--plan": "small", "--steps": "4", "--num": "12", "--eval-steps": "1", "--out": str(folder), **changes}
     return [word for pair in values.items() for word in pair]
+
+
+def test_what_a_bakeoff_goes_on_from_is_whole_after_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("metrics.comparison.quality_figure", lambda *_: None)
+    monkeypatch.setattr("scripts.benchmark.step_times", lambda entrants: {name: [1.0] for name in entrants})
+    judged(tmp_path / "a0", 0, 3.0)
+    job = bakeoff.Job("a", 0, tmp_path / "a0", {"stage": 2})
+    before = set(tmp_path.rglob("*"))
+
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for write in (
+        lambda: bakeoff.write_job(job.folder, job.about),
+        lambda: bakeoff.report([job], {"a": 1.0}, tmp_path),
+        lambda: bakeoff.step_costs(PLANS["objectives"](), BakeoffCfg(), tmp_path / "costs.json"),
+    ):
+        with pytest.raises(OSError, match="No space left"):
+            write()
+    assert set(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.slow

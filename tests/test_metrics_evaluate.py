@@ -82,6 +82,25 @@ def test_perfect_masks_are_right_crisp_and_as_near_as_real_ones():
     assert "±" in table
 
 
+def test_the_table_has_each_number_in_its_column_and_its_unit():
+    number = {"mean": 0.0, "std": 0.0}
+    row = {
+        "accuracy": {"mean": 0.9, "std": 0.01}, "frechet": {"mean": 1.25, "std": 0.5},
+        "kernel": {"mean": 0.00123, "std": 0.0001}, "coverage": {"mean": 0.8, "std": 0.02}, "grey": {"mean": 0.0321},
+    } | {f"shape_{name}": number for name in ("area", "perimeter", "components", "holes", "eccentricity")}
+    report = {
+        "stage_1": {"num": 5, "iou": 0.9, "dice": 0.9, "boundary_f1": 0.9, "component_miss": 0.1}, "num": 7,
+        "judge": {"accuracy": 0.97}, "features": "x", "frechet_name": "y", "seeds": [0, 1], "sampler": "z",
+        "guidance": 1.0, "num_held_out": 5, "real": row | {"accuracy": {"mean": 0.5}}, "steps": [row | {"steps": 4}],
+    }
+    lines = as_table(report).splitlines()
+    title = next(line for line in lines if "accuracy" in line and "Frechet" in line)
+    assert title.split() == ["accuracy", "Frechet", "kernel", "x1000", "coverage", "grey"]
+    cells = " ".join(next(line for line in lines if line.strip().startswith("4 steps")).split())
+    assert cells == "4 steps 0.900 ± 0.010 1.250 ± 0.500 1.23 ± 0.10 0.800 ± 0.020 3.21%"
+    assert next(line for line in lines if line.strip().startswith("real")).split()[2] == "0.500"
+
+
 def test_captions_that_all_differ_have_no_accuracy_and_the_report_says_so():
     report = evaluate(Perfect(), bars(230, 0, "bar"), bars(30, 1, "bar"), EvaluateCfg("x", num=20, steps=(1,)))
     assert "no prompt accuracy" in report["judge"]["note"]
@@ -95,8 +114,14 @@ def test_captions_that_all_differ_are_judged_by_retrieval_where_there_are_a_hund
     many = evaluate(Perfect(), bars(230, 0, "bar"), held_out, EvaluateCfg("x", num=120, steps=(1,), search=0))
     assert "retrieval" not in few["steps"][0]
     assert 0 <= many["steps"][0]["retrieval"]["mean"] < 0.2  # this model does not know what "bar 7" looks like
-    assert many["real"]["retrieval"]["mean"] > 5 * many["steps"][0]["retrieval"]["mean"]
+    assert "retrieval" not in many["real"]  # each would be found from itself
+    assert "120 masks per row, seeds" in as_table(many)
     assert "memorised" not in many["steps"][0]
+
+
+def test_the_table_says_where_there_are_fewer_real_masks_than_drawn_ones():
+    cfg = EvaluateCfg("x", num=90, steps=(1,), search=0, classifier_steps=10)
+    assert "90 masks per row (40 real ones" in as_table(evaluate(Perfect(), bars(40, 0), bars(30, 1), cfg))
 
 
 def test_captions_of_geometry_are_no_classes_and_are_followed_as_often_as_the_masks_say():
@@ -157,7 +182,7 @@ def test_real_masks_of_the_floor_are_different_ones_with_the_wanted_prompts():
 def test_what_cannot_be_judged_is_refused():
     with pytest.raises(ConfigError, match="too few"):
         evaluate(Perfect(), bars(5, 0), bars(1, 0), EvaluateCfg("x"))
-    for wrong in ({"steps": ()}, {"num": 1}, {"seeds": 0}, {"guidance": -1.0}):
+    for wrong in ({"steps": ()}, {"num": 1}, {"seeds": 0}, {"guidance": -1.0}, {"inception": "f"}):
         with pytest.raises(ConfigError, match=next(iter(wrong))):
             EvaluateCfg("x", **wrong)
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import shlex
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -79,7 +80,7 @@ def test_a_report_is_one_whole_page_that_asks_no_network(run_dir: Path) -> None:
         "Self-consistency by step length", "condition_drop", "torch",
         f"animals-tiny --train.run-dir '{run_dir}' --train.resume auto --train.max-steps 3000",
         f"scripts.evaluate --checkpoint '{run_dir}/last.ckpt'",
-        f"--checkpoint '{run_dir}/last.ckpt' --prompt \"a cat\"",
+        f"--checkpoint '{run_dir}/last.ckpt' --prompt 'a cat' --num 16",
     ):  # fmt: skip
         assert told in page.text, told
 
@@ -108,6 +109,20 @@ def test_columns_are_by_training_step_and_what_was_done_again_replaces_the_rest(
     assert read_columns(run_dir)["loss"] == [(5, 2.0), (8, 0.5), (10, 0.25), (13, 0.5), (15, 0.25)]
 
 
+def test_rows_that_a_full_disk_cut_off_or_joined_are_left_out(run_dir: Path) -> None:
+    log = run_dir / "csv" / "metrics.csv"
+    whole = read_columns(run_dir)
+    cut = CSV.splitlines()[3][:10]
+    log.write_text(f"{CSV}{cut}{CSV.splitlines()[3]}\nhalf,a,row,,,,,,,,,\n{cut}")
+    assert read_columns(run_dir) == whole
+
+
+def test_no_prompt_of_foreign_data_is_run_by_a_shell_that_the_command_is_pasted_into(run_dir: Path) -> None:
+    prompt = "it's $(date) `date` \"!\""
+    keep_picture(run_dir, "samples/1_steps", 11, torch.rand(3, 20, 40), ["a\x1bb\nc", prompt])
+    assert f"--prompt {shlex.quote(prompt)} --num 16" in Page(write_report(run_dir).read_text()).text
+
+
 def test_an_evaluation_beside_it_is_what_quality_is_read_from(run_dir: Path) -> None:
     steps = [{"steps": n, "frechet": {"mean": 3.0 / n}, "accuracy": {"mean": 0.9}} for n in (1, 4, 32)]
     (run_dir / "evaluation.json").write_text(json.dumps({
@@ -122,7 +137,7 @@ def test_an_evaluation_beside_it_is_what_quality_is_read_from(run_dir: Path) -> 
 
 
 def test_a_failure_to_write_is_one_warning(run_dir: Path) -> None:
-    (run_dir / "csv" / "metrics.csv").write_text("step,loss\nhalf a li")
+    (run_dir / "run.json").write_text('{"kind": "diffus')
     with pytest.warns(UserWarning, match=r"report\.html could not be written") as caught:
         assert report_if_possible(run_dir) is None
     assert len(caught) == 1
