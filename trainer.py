@@ -23,7 +23,7 @@ from tqdm import tqdm
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.checks import ConfigError, require
-from configs.cli import as_text, from_dict, to_dict
+from configs.cli import as_text, differences, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.run_folder import choose_run_dir, describe_run, is_complete, is_first, newest_complete, release
 from configs.sampler_cfg import FlowMapCfg, TrajectoryCfg
@@ -85,11 +85,11 @@ def strategy_for(cfg: TrainerCfg, devices: int, nodes: int) -> Strategy | str:
 
 
 def build_trainer(
-    cfg: TrainerCfg, run_dir: Path, monitor: str, mode: str, clip_norm: float, batch_size: int, extra: list[Callback]
+    cfg: TrainerCfg, run_dir: Path, monitor: str, mode: str, clip_norm: float, extra: list[Callback]
 ) -> L.Trainer:
     """The Trainer of either stage; ``monitor`` decides best.ckpt."""
     devices, nodes = processes(cfg)
-    checkpoints, routine = Checkpoints(run_dir, monitor, mode), StepRoutine(cfg, clip_norm, batch_size, run_dir)
+    checkpoints, routine = Checkpoints(run_dir, monitor, mode), StepRoutine(cfg, clip_norm, run_dir)
     stop = GracefulStop(run_dir)
     for callback in extra:
         if isinstance(callback, Drawing):
@@ -222,9 +222,7 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
     compile_networks([module.vae.encoder, module.vae.decoder], cfg.train)
     extra: list[Callback] = [ReconstructionMonitor()]
     monitor, mode = ("val/iou", "max") if cfg.data.channels == 1 else ("val/loss", "min")
-    build = partial(
-        build_trainer, cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, cfg.data.batch_size, extra
-    )
+    build = partial(build_trainer, cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, extra)
     fit(build, module, data, resume, run_dir, "autoencoder")
     return run_dir
 
@@ -277,8 +275,10 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
         raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
                           "such as 64")  # fmt: skip
     require_teacher(cfg, source)
-    backbone = replace(source.cfg.backbone, sketch=asked)
-    return replace(cfg, backbone=backbone, text=source.cfg.text), source
+    taken = replace(cfg, backbone=replace(source.cfg.backbone, sketch=asked), text=source.cfg.text)
+    if changed := differences(cfg, taken):
+        print(f"settings of init {cfg.init!r} in place of those asked for: {', '.join(changed)}", flush=True)
+    return taken, source
 
 
 def require_teacher(cfg: Stage2Cfg, source: DiffusionModule) -> None:
@@ -405,12 +405,10 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     module.encode_text.padded = cfg.train.compile or cfg.train.cuda_graphs
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
     monitor = "val/loss"
-    if cfg.train.quality and cfg.data.channels == 1 and len(data.val_set) > 1:
+    if cfg.train.quality and cfg.data.channels == 1 and min(len(data.as_read), len(data.val_set)) > 1:
         train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.as_read, data.val_set))
         extra.append(QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir))
         monitor = "val/frechet_1"
-    build = partial(
-        build_trainer, cfg.train, run_dir, monitor, "min", cfg.optim.clip_norm, cfg.data.batch_size, extra
-    )
+    build = partial(build_trainer, cfg.train, run_dir, monitor, "min", cfg.optim.clip_norm, extra)
     fit(build, module, data, resume, run_dir, "diffusion")
     return run_dir

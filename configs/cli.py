@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import tyro
 
-from configs.checks import ConfigError
+from configs.checks import ConfigError, first_line
 
 Cfg = TypeVar("Cfg")
 CHOICE = re.compile(r"[a-z_.]+:[a-z0-9-]+")  # such as sampler:ddim
@@ -68,19 +70,41 @@ def parse(
 def parse_preset(
     presets: Mapping[str, Callable[[], Cfg]], argv: Sequence[str] | None, prog: str
 ) -> tuple[str, Cfg]:
-    """PRESET [--overrides] -> the preset's name and its config; without a name, the first preset."""
+    """PRESET [--overrides] -> the preset's name and its config; without a name, the first preset.
+
+    The config.json of an earlier training can stand in the place of a preset; the name is that of its run folder then.
+    """
     name, rest = next(iter(presets)), list(sys.argv[1:] if argv is None else argv)
     if rest and not rest[0].startswith("-") and ":" not in rest[0]:
         name, rest = rest[0], rest[1:]
-    if name not in presets:
+    first = presets[next(iter(presets))]()
+    if name.endswith(".json"):
+        default = _read(type(first), Path(name).expanduser(), prog)
+    elif name in presets:
+        default = presets[name]()
+    else:
         near = difflib.get_close_matches(name, presets, n=1, cutoff=0.4)
         guess = f"; did you mean {near[0]!r}?" if near else ""
         print(f"{prog}: there is no preset {name!r}{guess} Presets: {', '.join(presets)}", file=sys.stderr)
         raise SystemExit(2)
-    choices = "Other kinds: " + ", ".join(_choices(type(presets[name]()))) + " (before their own options)."
+    choices = "Other kinds: " + ", ".join(_choices(type(first))) + " (before their own options)."
     described = "\n".join(f"{key}: {(make.__doc__ or '').strip()}" for key, make in presets.items())
-    about = f"{prog} [PRESET] [--overrides]. Shown: the values of preset {name!r}. {choices}\n\nPresets\n{described}"
-    return name, parse(presets[name](), rest, f"{prog} {name}", about)
+    about = (f"{prog} [PRESET or config.json] [--overrides]. Shown: the values of {name!r}. {choices}\n\n"
+             f"Presets\n{described}")  # fmt: skip
+    cfg = parse(default, rest, f"{prog} {name}", about)
+    return (Path(name).absolute().parent.name if name.endswith(".json") else name), cfg
+
+
+def _read(cls: type[Cfg], path: Path, prog: str) -> Cfg:
+    """The config in a training's config.json. Prints one sentence and exits with 2 where it holds none of ``cls``."""
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(plain, dict) or plain.get("type") != cls.__name__:
+            raise ConfigError(f"it holds no {cls.__name__}: name the config.json of a training of this stage")
+        return from_dict(cls, plain)
+    except (OSError, ValueError) as error:
+        print(f"{prog}: {path} cannot be read: {first_line(error, 200)}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def _choices(cls: type, prefix: str = "") -> list[str]:

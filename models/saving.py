@@ -63,7 +63,10 @@ def kept(folder: Path) -> str:
     found = [name for name in (LAST, BEST) if (folder / name).exists()]
     if not found:
         return "there is no earlier checkpoint"
-    return f"{folder / found[0]} is whole: go on from it with --train.run-dir {folder} --train.resume auto"
+    return (
+        f"{folder / found[0]} is whole: go on from it with the same script and {folder / 'config.json'} "
+        f"--train.run-dir {folder} --train.resume auto"
+    )
 
 
 def require_space(folder: Path, module: nn.Module) -> None:
@@ -83,9 +86,11 @@ def require_space(folder: Path, module: nn.Module) -> None:
 
 def made_with(trainer: L.Trainer, module: Any) -> dict[str, Any]:
     """What must stay the same for a resumed training to be an unbroken one bit by bit."""
+    data = getattr(trainer, "datamodule", None)
     return {
         "precision": str(trainer.precision), "device": trainer.strategy.root_device.type,
         "processes": trainer.world_size, "batch_size": module.cfg.data.batch_size, "torch": str(torch.__version__),
+        "training masks": 0 if data is None or data.streams else len(data.train_set),
     }  # fmt: skip
 
 
@@ -121,14 +126,15 @@ class Checkpoints(Checkpoint):
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         now = made_with(trainer, pl_module)
         before = checkpoint.get(MADE, now)
-        changed = [f"{name} {before.get(name)} -> {value}" for name, value in now.items() if before.get(name) != value]
+        was = {name: before.get(name, value) for name, value in now.items()}  # older versions noted less
+        changed = [f"{name} {was[name]} -> {value}" for name, value in now.items() if was[name] != value]
         if changed and trainer.is_global_zero:
             print(f"goes on after the masks seen so far, but not bit by bit: {', '.join(changed)}", flush=True)
-        was, each = (made["processes"] * made["batch_size"] for made in (before, now))
-        if was != each:
+        earlier, each = (made["processes"] * made["batch_size"] for made in (was, now))
+        if earlier != each:
             data: Any = trainer.datamodule  # type: ignore[attr-defined]  # set by Lightning, which declares none
             batches = data.batches_an_epoch(now["processes"], trainer.accumulate_grad_batches)
-            move(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], was, each, batches)
+            move(checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"], earlier, each, batches)
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Called before the optimiser's state is restored."""

@@ -102,6 +102,30 @@ def test_overrides_and_kinds_from_the_command_line() -> None:
     assert stage_1.autoencoder.width == STAGE_1["animals-tiny"]().autoencoder.width  # the preset's other values stay
 
 
+def test_the_config_of_an_earlier_training_stands_in_the_place_of_a_preset(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cfg = replace(STAGE_2["icons"](), sampler=DDIMCfg(eta=0.25))
+    path = tmp_path / "mine" / "config.json"
+    path.parent.mkdir()
+    path.write_text(json.dumps(to_dict(cfg)))
+    assert parse_preset(STAGE_2, [str(path)], "train") == ("mine", cfg)
+    _, changed = parse_preset(STAGE_2, [str(path), "--train.resume", "auto"], "train")
+    assert changed == replace(cfg, train=replace(cfg.train, resume="auto"))
+    for presets, content, said in (
+        (STAGE_1, path.read_text(), "it holds no Stage1Cfg"), (STAGE_2, "{", "cannot be read"),
+        (STAGE_2, "[]", "holds no"), (STAGE_2, None, "No such file"),
+        (STAGE_2, path.read_text().replace("0.25", "7.0"), "sampler.eta is 7.0"),
+    ):
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_text(content)
+        with pytest.raises(SystemExit) as end:
+            parse_preset(presets, [str(path)], "train")
+        assert end.value.code == 2
+        assert said in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("argv", "backbone"),
     [

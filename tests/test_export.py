@@ -11,14 +11,17 @@ import torch
 from safetensors.torch import save_file
 
 import scripts.export
+from configs.checks import ConfigError
 from configs.cli import from_dict
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
+from configs.export_cfg import ExportCfg
 from configs.presets import STAGE_2
 from configs.sampler_cfg import TrajectoryCfg
 from configs.shipped import SHIPPED, checkpoint_path
 from diffusion import DiffusionModule, load_diffusion
 from models.checkpoint import CheckpointError, file_hash, read_checkpoint
 from models.export import KEY
+from models.parts import ABOUT
 from scripts.evaluate import main as evaluate
 from scripts.export import main as export
 from scripts.generate_masks import main as generate
@@ -144,6 +147,12 @@ def test_an_export_never_replaces_a_file_unasked(checkpoint: Path, capsys: pytes
     export(["--checkpoint", str(checkpoint), "--overwrite", "True"])
 
 
+def test_steps_of_weights_are_refused_for_they_would_do_nothing() -> None:
+    with pytest.raises(ConfigError, match="steps is 4, but it must be 1 in format safetensors"):
+        ExportCfg("icons", steps=4)
+    assert ExportCfg("icons", format="onnx", steps=4).steps == 4
+
+
 @pytest.mark.parametrize("kind", ["cut", "empty", "foreign", "text"])
 def test_a_file_that_is_no_export_is_refused_in_one_sentence(kind: str, checkpoint: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.safetensors"
@@ -200,11 +209,17 @@ def test_generation_needs_no_checkpoint_and_says_which_model_it_used(
     ]
 
 
-def test_a_file_of_yours_comes_before_a_model_of_that_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_yours_comes_before_a_model_of_that_name_but_no_other_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert checkpoint_path("icons") == SHIPPED["icons"]
-    Path("icons").write_text("mine")
+    Path("icons").mkdir()  # of pictures, say
+    assert checkpoint_path("icons") == SHIPPED["icons"]
+    Path("icons", ABOUT).touch()
     assert checkpoint_path("icons") == Path("icons")
+    Path("animals").write_text("mine")
+    assert checkpoint_path("animals") == Path("animals")
 
 
 def test_a_shipped_model_can_be_judged_and_writes_beside_no_weights(
@@ -218,7 +233,7 @@ def test_a_shipped_model_can_be_judged_and_writes_beside_no_weights(
 
 
 def test_training_can_begin_with_a_models_weights(
-    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The learning rate is so small that the weights stay where they began."""
     monkeypatch.delenv("MASK_RUN_DIR", raising=False)
@@ -229,6 +244,9 @@ def test_training_can_begin_with_a_models_weights(
         "--train.max-steps", "2", "--train.run-dir", str(tmp_path / "tuned"), "--train.previews", "False",
         "--train.accelerator", "cpu", "--train.precision", "fp32",
     ])  # fmt: skip
+    told = capsys.readouterr().out
+    assert f"settings of init {model!r} in place of those asked for: backbone" in told
+    assert "text.width: 128 -> 16" in told
     tuned, start = load_diffusion(tmp_path / "tuned" / "last.ckpt"), load_diffusion(model)
     assert (tuned.cfg.backbone, tuned.cfg.text) == (start.cfg.backbone, start.cfg.text)
     for part in ("net", "average", "autoencoder"):

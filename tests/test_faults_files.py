@@ -2,6 +2,7 @@
 
 import errno
 import json
+import math
 import os
 import shutil
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -25,7 +27,7 @@ from models.checkpoint import CheckpointError, describe
 from models.export import KEY
 from models.hardware import LAUNCHED, require_port
 from models.resume import MADE, as_before, find_resume, require_fit
-from models.saving import SaveError, WholeCheckpoints, move, require_space
+from models.saving import Checkpoints, SaveError, WholeCheckpoints, move, require_space
 from scripts.run import refuse_kindly
 
 ROOT = Path(__file__).parents[1]
@@ -185,6 +187,40 @@ def test_stale_parts_of_a_killed_training_are_swept_when_the_next_begins(
     choose_run_dir(TrainerCfg(run_dir=str(tmp_path), resume="auto"), "x")
     release(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("mode", "best"), [("min", "1.0"), ("max", "3.0")])
+def test_the_best_checkpoint_is_that_of_the_best_score_and_the_last_that_of_the_last(
+    mode: str, best: str, tmp_path: Path
+) -> None:
+    checkpoints = Checkpoints(tmp_path, "val/x", mode)
+    for step, score in enumerate((2.0, 1.0, math.nan, 3.0, 2.5)):
+        trainer: Any = SimpleNamespace(
+            callback_metrics={"val/x": torch.tensor(score)}, is_global_zero=True, global_step=step,
+            save_checkpoint=lambda path, score=score: write_text(path, str(score)),
+        )  # fmt: skip
+        checkpoints.on_validation_end(trainer, nn.Module())  # type: ignore[arg-type]  # which it does not look at
+        assert (tmp_path / "last.ckpt").read_text() == str(score)
+    assert (tmp_path / "best.ckpt").read_text() == best
+
+
+def test_a_resume_says_that_its_masks_are_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    module: Any = SimpleNamespace(cfg=Stage1Cfg())
+    trainer: Any = SimpleNamespace(
+        precision="32-true", strategy=SimpleNamespace(root_device=torch.device("cpu")), world_size=1,
+        is_global_zero=True, datamodule=SimpleNamespace(streams=False, train_set=range(20)),
+    )  # fmt: skip
+    checkpoints = Checkpoints(tmp_path, "val/x", "min")
+    content: dict[str, Any] = {}
+    checkpoints.on_save_checkpoint(trainer, module, content)
+    checkpoints.on_load_checkpoint(trainer, module, content)
+    assert not capsys.readouterr().out
+    trainer.datamodule.train_set = range(25)
+    checkpoints.on_load_checkpoint(trainer, module, content)
+    assert "not bit by bit: training masks 20 -> 25" in capsys.readouterr().out
+    del content[MADE]["training masks"]  # as an older version wrote it
+    checkpoints.on_load_checkpoint(trainer, module, content)
+    assert not capsys.readouterr().out
 
 
 def checkpoint(path: Path, step: int, *, complete: bool = False, age: float = 0.0) -> None:
