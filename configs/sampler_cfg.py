@@ -217,6 +217,9 @@ class TrajectoryCfg(FlowMapCfg):
     """Jumps of each path from then on."""
     jump_per_path: int = 2
     """Consistency rows that share a path from then on."""
+    jump_guidance: float = 1.0
+    """Guidance of these jumps beside what they hold already: below 1, what is learned from them follows prompts less
+    closely and varies more, as real masks do. At other values than 1 each jump is a teacher call on two rows."""
     jitter: float = 0.5
     """By how much of a step the nodes move at random, so that steps of any length are met (0: even steps)."""
 
@@ -232,6 +235,9 @@ class TrajectoryCfg(FlowMapCfg):
             require(getattr(self, name) >= 2, f"sampler.{name}", getattr(self, name), "at least 2")
         for name in ("per_path", "jump_per_path"):
             positive(f"sampler.{name}", getattr(self, name))
+        positive("sampler.jump_guidance", self.jump_guidance)
+        require(self.jump_guidance == 1 or self.most_guidance == 0, "sampler.jump_guidance", self.jump_guidance,
+                "1 where guidance is an input of the network (sampler.most_guidance), which learns all of it")
         require(0 <= self.jitter <= 1, "sampler.jitter", self.jitter, "from 0 to 1")
 
 
@@ -245,7 +251,8 @@ class DDPMCfg(SamplerCfg):
     schedule: Literal["cosine", "linear"] = "cosine"
     """Noise schedule (Nichol & Dhariwal 2021, or Ho et al. 2020)."""
     prediction: Literal["v", "eps"] = "v"
-    """What the network answers (Salimans & Ho 2022, appendix D)."""
+    """What the network answers (Salimans & Ho 2022, appendix D). With eps take schedule linear: at the start of the
+    cosine one the mask is read from 1/20,000 of its size, and errors of eps grow as much."""
     zero_terminal_snr: bool = False
     """Rescale the schedule so that its end is pure noise (Lin et al. 2024)."""
     min_snr: float = 0.0

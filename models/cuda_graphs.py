@@ -72,7 +72,8 @@ class Replayed:
         """As the network's own forward."""
         inputs = (x, t, dt, cond.tokens, cond.keep, *([] if cond.sketch is None else [cond.sketch]))
         learns = torch.is_grad_enabled()
-        what = learns, self.net.training, [(value.shape, value.dtype, value.requires_grad) for value in inputs]
+        cast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+        what = learns, self.net.training, cast, [(value.shape, value.dtype, value.requires_grad) for value in inputs]
         known = self.recordings.get(str(what))
         if known is None and cond.guidance is None and learns == self.net.training and len(self.recordings) < MOST:
             record = self.training if learns else self.answer

@@ -11,8 +11,9 @@ class GroupNorm(nn.GroupNorm):
     """Group normalisation (Wu & He 2018, arXiv 1803.08494), then a scale and shift per row, then SiLU if ``act``."""
 
     def __init__(self, channels: int, act: bool = False) -> None:
-        """``channels``: at most 32 groups of at least 4 of them."""
-        super().__init__(max(1, min(32, channels // 4)), channels)
+        """``channels``: at most 32 groups of at least 4 of them, all alike."""
+        most = max(1, min(32, channels // 4))
+        super().__init__(next(groups for groups in range(most, 0, -1) if channels % groups == 0), channels)
         self.act = act
 
     def forward(self, input: Tensor, scale: Tensor | None = None, shift: Tensor | None = None) -> Tensor:

@@ -27,7 +27,8 @@ def build_optimizer(
 ) -> dict[str, Any]:
     """AdamW (Loshchilov & Hutter 2019) over the trained parameters of ``net``, in Lightning's form, with its schedule.
 
-    Weight decay is for matrices and filters only: vectors (biases, norms, scales) and learned tokens have none.
+    Weight decay is for matrices and filters only: vectors (biases, norms), learned tokens and a lone filter, such as
+    the last one of a decoder of masks, have none.
     ``time_used`` answers the share of a time limit that is over.
     """
     trained = [p for p in net.parameters() if p.requires_grad]

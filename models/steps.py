@@ -49,9 +49,11 @@ class StepRoutine(Callback):
     step where that is free, else with the logged points and before each validation.
     """
 
-    def __init__(self, cfg: TrainerCfg, clip_norm: float, batch_size: int, folder: Path) -> None:
-        self.cfg, self.clip_norm, self.batch_size, self.folder = cfg, clip_norm, batch_size, folder
+    def __init__(self, cfg: TrainerCfg, clip_norm: float, folder: Path) -> None:
+        self.cfg, self.clip_norm, self.folder = cfg, clip_norm, folder
         self.since: tuple[float, int] | None = None
+        self.masks = 0
+        """Trained on in this process since then."""
         self.norm: Tensor | None = None
         self.unread: list[tuple[int, Tensor | None, Tensor, dict[str, Tensor], Any]] = []
         self.in_a_row = 0
@@ -99,6 +101,7 @@ class StepRoutine(Callback):
         step = trainer.global_step
         parts = {name: value for name, value in outputs.items() if name != "loss"}
         self.unread.append((step, self.norm, outputs["loss"].detach(), parts, batch["index"]))
+        self.masks += len(batch["index"])
         logged = step % self.cfg.log_every == 0
         if logged or pl_module.device.type == "cpu":
             self.read(trainer)
@@ -106,9 +109,8 @@ class StepRoutine(Callback):
             return
         now = time.monotonic()
         if self.since:
-            seen = (step - self.since[1]) * self.batch_size * self.cfg.accumulate * trainer.world_size
-            pl_module.log("train/masks_per_second", seen / (now - self.since[0]))
-        self.since = now, step
+            pl_module.log("train/masks_per_second", self.masks * trainer.world_size / (now - self.since[0]))
+        self.since, self.masks = (now, step), 0
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.read(trainer)

@@ -75,7 +75,7 @@ class WaveletDown(nn.Module):
 
     ``mode="concat"`` mixes the four gated bands with a 1x1 convolution; without gates transform and mix are one 2x2
     convolution of stride 2. ``mode="sum"`` adds the bands, as Spectral Diffusion does; the plain sum of the four is
-    twice the top-left pixel (decimation), so here its detail gates start at 0.
+    twice the top-left pixel (decimation), so here its detail gates are from -1 to 1 and start at 0.
     """
 
     def __init__(self, channels: int, emb_channels: int, mode: str = "concat", gates: bool = True) -> None:
@@ -93,9 +93,6 @@ class WaveletDown(nn.Module):
             self.register_buffer("basis", basis, persistent=False)
         elif self.gate is None:
             raise ValueError("the sum of ungated bands is twice the top-left pixel; gate them, or use mode 'concat'")
-        else:
-            with torch.no_grad():
-                self.gate.out.bias[channels:] = -20.0  # 2*sigmoid(-20) is 0 to fp32's precision of the sum
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x [B,C,H,W], emb [B,E] -> [B,C,H/2,W/2]."""
@@ -104,7 +101,11 @@ class WaveletDown(nn.Module):
             return F.conv2d(x, (by_band * self.basis).sum(1), self.mix.bias, stride=2)  # a filter of pixels, [C,C,2,2]
         gated = times_ll(haar(x), 0.5, dim=1)
         if self.gate is not None:
-            gated = gated * self.gate(x, emb)
+            gates = self.gate(x, emb)
+            if self.mix is None:
+                ll, details = gates.split([x.shape[1], 3 * x.shape[1]], 1)
+                gates = torch.cat([ll, details - 1], 1)
+            gated = gated * gates
         return torch.stack(gated.chunk(4, dim=1)).sum(0) if self.mix is None else self.mix(gated)
 
 

@@ -94,7 +94,8 @@ class Sampler(Solver):
             perceptual: error of the masks' latents on which the rows ``ends`` of the targets land, where there are any.
 
         Returns:
-            The scalar loss, and the plain error of each part, detached; ``perceptual`` beside them where it was asked.
+            The scalar loss, and the plain error of each part, detached; ``perceptual`` beside them where it was asked
+            (0 in a batch none of whose rows ends on a mask).
         """
         goal = self.targets(x1, cond, teacher, when)
         answer = self.reading(net)(goal.x, goal.t, goal.dt, goal.cond)
@@ -104,7 +105,7 @@ class Sampler(Solver):
         if goal.ends is not None and perceptual is not None:
             x, dt = goal.x[goal.ends], spread(goal.dt[goal.ends], goal.x)
             seen = perceptual(x + dt * answer[goal.ends].to(wide), x + dt * goal.y[goal.ends]).to(error.dtype)  # [R]
-            parts["perceptual"] = seen.detach().mean()
+            parts["perceptual"] = seen.detach().sum() / max(1, len(seen))
             error = error.index_add(0, goal.ends, goal.end_weight * seen)
         weight = goal.weight
         power = self.cfg.loss_power if goal.power is None else goal.power

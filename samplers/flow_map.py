@@ -154,7 +154,7 @@ class FlowMap(FlowMatching):
         reach = self.reach(when)
         t, dt = torch.cat([t.new_zeros(ones), t]), reach * torch.cat([t.new_ones(ones), dt])
         parts = {"consistency": slice(0, rows)}
-        if wanted >= 1:
+        if wanted >= 1 and reach == 1:
             parts["consistency_d1"] = slice(0, ones)
         return t, dt, parts
 

@@ -10,6 +10,8 @@ from torch import Tensor
 from configs.checks import fraction, require
 from samplers.net import Net, all_rows, spread
 
+ROUNDING = 1e-9  # of times: a step that begins at 0.2 is one from 0.2 on, also if it was computed
+
 
 @dataclass(frozen=True)
 class Guidance:
@@ -38,7 +40,7 @@ class Guidance:
 
     def inside(self, t: float) -> bool:
         """Whether a step that begins at ``t`` is guided."""
-        return self.start <= t < self.stop
+        return self.start <= t + ROUNDING < self.stop
 
     def at(self, t: float) -> float | Tensor:
         """The scale for a step that begins at ``t``."""

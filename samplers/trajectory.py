@@ -19,6 +19,7 @@ from torch import Tensor
 from configs.sampler_cfg import SamplerCfg, TrajectoryCfg
 from samplers.base import When
 from samplers.flow_map import FlowMap, Jumps
+from samplers.guidance import Guided
 from samplers.net import Net, beside, spread
 
 
@@ -75,9 +76,12 @@ class Trajectory(FlowMap):
     def integrate(self, start: Jumps, times: Tensor, teacher: Net, when: When) -> Tensor:
         """States [K+1,B,C,h,w] at ``times`` [K+1,B] of the guided flow from ``start.x_t``.
 
-        By velocities: two-step Adams-Bashforth for steps of any lengths; the first step is Euler's.
+        By velocities: two-step Adams-Bashforth for steps of any lengths; the first step is Euler's. By jumps: as they
+        are, or with ``jump_guidance``.
         """
         by_jumps = self.by_jumps(when)
+        if by_jumps:
+            teacher = Guided(teacher, self.cfg.jump_guidance)
         states = [start.x_t]
         before: tuple[Tensor, Tensor] | None = None
         for t, s in pairwise(times):

@@ -94,7 +94,7 @@ def trained(
     data = replace(TINY_2.data, source=ShardSource(str(shards), shuffle=4), limit=0)
     cfg = replace(TINY_2, train=train, data=replace(data, batch_size=4), optim=optim, backbone=backbone)
     module = DiffusionModule(cfg, AutoencoderModule(TINY_1))
-    trainer = build_trainer(train, out, "loss", "min", 1.0, 4, [])
+    trainer = build_trainer(train, out, "loss", "min", 1.0, [])
     trainer.limit_val_batches = 0
     trainer.fit(module, datamodule=MaskDataModule(cfg.data, 0), ckpt_path=resume, weights_only=True)
     trainer.save_checkpoint(out / f"{steps}.ckpt")

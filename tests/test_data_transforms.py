@@ -4,6 +4,7 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -61,12 +62,35 @@ def test_certain_flips_are_exact_and_quarter_turns_are_all_taken() -> None:
     assert {rot90(BLOB, seed).tobytes() for seed in range(40)} == {np.rot90(BLOB, k).tobytes() for k in range(4)}
 
 
-def test_small_affine_changes_keep_most_of_the_mask() -> None:
-    change = build_augmentation(EACH["affine"], 32)
+def measured(cfg: AugmentCfg) -> np.ndarray:
+    """Of 200 changed squares of 20x20 in 64x64: shift down and right, in pixels, area as a share of the square's,
+    and the share of the square that is covered still: [200,4].
+    """
+    change = build_augmentation(cfg, 64)
     assert change is not None
-    for seed in range(40):
-        result = change(BLOB, seed)
-        assert 0.6 < result.sum() / BLOB.sum() < 1.5
+    square = np.zeros((64, 64), np.uint8)
+    square[22:42, 22:42] = 1
+    found = []
+    for seed in range(200):
+        result = change(square, seed)
+        found.append((*(np.argwhere(result).mean(0) - 31.5), result.sum() / 400, (result & square).sum() / 400))
+    return np.array(found)
+
+
+def test_shift_scale_and_rotation_are_as_large_as_they_are_set() -> None:
+    still = AugmentCfg(affine=1, shift=0, scale=0, rotate=0)
+    assert (measured(still) == (0, 0, 1, 1)).all()
+    shifted = measured(replace(still, shift=0.2))
+    assert 0.9 * 12.8 < np.abs(shifted[:, :2]).max() < 12.8 + 1
+    np.testing.assert_array_equal(shifted[:, 2], 1)
+    scaled = measured(replace(still, scale=0.3))
+    assert 0.7**2 - 0.03 < scaled[:, 2].min() < 0.75**2
+    assert 1.25**2 < scaled[:, 2].max() < 1.3**2 + 0.06
+    assert np.abs(scaled[:, :2]).max() < 1
+    turned = measured(replace(still, rotate=45))
+    assert turned[:, 3].min() == pytest.approx(2 * 2**0.5 - 2, abs=0.05)  # a square and the same turned by 45 degrees
+    assert turned[:, 3].max() > 0.97
+    assert np.abs(turned[:, 2] - 1).max() < 0.1
 
 
 def test_elastic_moves_edges_by_a_few_percent_at_every_size() -> None:

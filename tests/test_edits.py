@@ -124,7 +124,7 @@ def test_a_way_begins_and_ends_in_the_masks_of_its_prompts_and_seeds(
     assert (words[2] != words[0]).any()
 
 
-def test_a_negative_prompt_changes_masks_and_only_with_guidance(
+def test_a_negative_prompt_changes_masks_unless_it_is_blank(
     listening: DiffusionModule, checkpoint: str, tmp_path: Path
 ) -> None:
     def pixels(**how: Any) -> np.ndarray:

@@ -1,11 +1,14 @@
 """Changes of EQ-VAE: the same for latents and images, and what training does with them."""
 
 from dataclasses import replace
+from typing import Any
 
+import pytest
 import torch
 from conftest import TINY_1
 from torch import Tensor
 
+import autoencoder
 from autoencoder import AutoencoderModule
 from models.equivariance import Change, random_change
 
@@ -54,3 +57,18 @@ def test_training_compares_with_the_changed_image_and_validation_does_not() -> N
 
     assert len(sizes(True)) > 2
     assert sizes(False) == {8}
+
+
+def test_a_changed_latent_is_compared_with_the_image_of_the_same_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    cfg = replace(TINY_1, autoencoder=replace(TINY_1.autoencoder, equivariance=1.0))
+    module, change, x = AutoencoderModule(cfg).train(), Change(1, 6), torch.rand(2, 1, 32, 32)
+    targets: list[Tensor] = []
+
+    def spy(cfg: Any, logits: Tensor, target: Tensor) -> Tensor:
+        targets.append(target)
+        return logits.mean()
+
+    monkeypatch.setattr(autoencoder, "random_change", lambda side: change)
+    monkeypatch.setitem(autoencoder.RECONSTRUCTION, type(cfg.autoencoder.loss), spy)
+    module.losses(module.vae, x)
+    assert torch.equal(targets[0], change(x, 4))

@@ -24,7 +24,7 @@ class Steps:
         torch.manual_seed(0)
         self.net = nn.Linear(3, 1)
         self.optimizer = build_optimizer(self.net, OptimCfg(warmup_steps=0), 100)["optimizer"]
-        self.routine = StepRoutine(TrainerCfg(log_every=1000, **train), 1.0, 2, folder)
+        self.routine = StepRoutine(TrainerCfg(log_every=1000, **train), 1.0, folder)
         names = SimpleNamespace(mask_name="mask {}".format)
         self.scaler = scaler
         self.trainer: Any = SimpleNamespace(
@@ -66,10 +66,22 @@ def test_the_time_that_is_used_is_that_of_the_first_process(tmp_path: Path) -> N
     )  # fmt: skip
     for name, rest in (("on_train_start", ()), ("on_train_batch_start", ({}, 0))):
         module: Any = SimpleNamespace(used=0.0)
-        getattr(StepRoutine(TrainerCfg(), 1.0, 2, tmp_path), name)(trainer, module, *rest)
+        getattr(StepRoutine(TrainerCfg(), 1.0, tmp_path), name)(trainer, module, *rest)
         assert module.used == 0  # without a time limit there is nothing to ask
-        getattr(StepRoutine(TrainerCfg(max_minutes=1), 1.0, 2, tmp_path), name)(trainer, module, *rest)
+        getattr(StepRoutine(TrainerCfg(max_minutes=1), 1.0, tmp_path), name)(trainer, module, *rest)
         assert module.used == 0.75
+
+
+def test_the_speed_counts_the_masks_of_the_batches_however_large_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routine, told, clock = StepRoutine(TrainerCfg(log_every=2), 1.0, tmp_path), [], iter(range(100))
+    monkeypatch.setattr("models.steps.time", SimpleNamespace(monotonic=lambda: 4.0 * next(clock)))
+    module: Any = SimpleNamespace(device=torch.device("cpu"), log=lambda name, value: told.append(value))
+    for step, rows in enumerate((5, 7, 6, 2, 9), 1):
+        trainer: Any = SimpleNamespace(global_step=step, world_size=3, precision_plugin=SimpleNamespace())
+        routine.on_train_batch_end(trainer, module, {"loss": torch.ones(())}, {"index": torch.arange(rows)}, 0)
+    assert told == [3 * (6 + 2) / 4.0]  # steps 3 and 4, in the four seconds from one look at the clock to the next
 
 
 def test_an_update_that_is_no_number_leaves_weights_and_moments_as_they_were(tmp_path: Path) -> None:

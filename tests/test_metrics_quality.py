@@ -42,6 +42,30 @@ def test_noise_that_a_sampler_adds_is_the_same_at_every_validation_and_moves_no_
     assert torch.equal(after, torch.rand(3))
 
 
+def test_each_process_draws_its_own_share_of_the_questions() -> None:
+    held_out = bars(40, 0)
+    monitor = QualityMonitor(
+        Prompted(torch.zeros(0), []), Prompted(torch.from_numpy(held_out.images), held_out.prompts), 33, 0, Path()
+    )
+    shares: list[torch.Tensor] = []
+
+    def gathered(mine: torch.Tensor) -> torch.Tensor:
+        shares.append(mine)
+        return torch.stack([mine, mine])
+
+    module: Any = SimpleNamespace(
+        device=torch.device("cpu"), latent_shape=(1, 4, 4), all_gather=gathered,
+        generate=lambda prompts, noise, steps: noise + torch.tensor([len(p) for p in prompts]).view(-1, 1, 1, 1) % 2,
+    )  # fmt: skip
+    _, prompts, noise = monitor.questions(module, 2)
+    assert len(prompts) == 32
+    for rank in range(2):
+        trainer: Any = SimpleNamespace(world_size=2, global_rank=rank)
+        assert len(monitor.draw(trainer, module, prompts, noise, 4)) == 32
+    alone: Any = SimpleNamespace(world_size=1, global_rank=0)
+    assert torch.equal(torch.cat(shares), monitor.draw(alone, module, prompts, noise, 4))
+
+
 def test_a_judge_of_other_prompts_or_another_size_is_trained_anew(tmp_path: Path) -> None:
     path, masks, prompts = tmp_path / "classifier.pt", torch.zeros(4, 16, 16), ["a", "b", "a", "b"]
     forget_other(path, masks, prompts)

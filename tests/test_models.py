@@ -218,13 +218,15 @@ def test_latents_that_patches_do_not_fill_are_refused() -> None:
         network(SMALL[DiTCfg])(torch.zeros(1, 4, 4, 8).double(), torch.zeros(1), torch.zeros(1), condition(1))
 
 
-def test_attention_is_that_of_torch_with_a_mask() -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_attention_is_that_of_torch_with_a_mask(training: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, 3, n, 8, generator=generator) for n in (6, 9, 9))
     keep = torch.rand(2, 9, generator=generator) < 0.7
     keep[:, 0] = True
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=keep[:, None, None, :])
-    torch.testing.assert_close(attention.sdpa(q, k, v, keep), expected, rtol=0, atol=1e-6)
+    with torch.set_grad_enabled(training):  # without gradients it goes another way
+        torch.testing.assert_close(attention.sdpa(q, k, v, keep), expected, rtol=0, atol=1e-6)
 
 
 def test_xformers_off_cuda_warns_once_and_gives_torchs_attention() -> None:
@@ -349,10 +351,14 @@ def test_ema_warm_up_rises_to_its_decay() -> None:
 
 def test_vae_shapes_and_clamped_variance() -> None:
     vae = VAE(AutoencoderCfg(width=8, multipliers=(1, 1, 2), latent_channels=3), 1)
-    posterior = vae.encode(torch.full((2, 1, 16, 24), 1e6))
-    assert posterior.mean.shape == (2, 3, 4, 6)
-    assert posterior.logvar.min() >= LOGVAR_RANGE[0]
-    assert posterior.logvar.max() <= LOGVAR_RANGE[1]
+    bias = vae.encoder[-1].bias
+    assert isinstance(bias, nn.Parameter)
+    for far, bound in zip((-1e3, 1e3), LOGVAR_RANGE, strict=True):
+        bias.data[3:] = far
+        posterior = vae.encode(torch.rand(2, 1, 16, 24))
+        assert posterior.mean.shape == (2, 3, 4, 6)
+        assert posterior.mean.abs().max() < 100
+        assert (posterior.logvar == bound).all()
     assert vae.decode(posterior.mean).shape == (2, 1, 16, 24)
 
 
@@ -375,6 +381,10 @@ def test_mask_loss_is_bce_plus_dice_and_finite_for_empty_masks() -> None:
     logits, target = torch.randn(2, 1, 4, 4), torch.tensor([0.0, 1.0]).reshape(2, 1, 1, 1).expand(2, 1, 4, 4)
     plain = F.binary_cross_entropy_with_logits(logits, target)  # as many foreground as background pixels
     torch.testing.assert_close(mask_loss(logits, target, 0.0, 10.0), plain)
+    for foreground, weight in ((8, 3.0), (1, 10.0)):  # of 32 pixels; 31 times as heavy would be above the bound
+        few = (torch.arange(32) < foreground).float().reshape(2, 1, 4, 4)
+        bce = F.binary_cross_entropy_with_logits(logits, few, pos_weight=torch.tensor(weight))
+        torch.testing.assert_close(mask_loss(logits, few, 0.7, 10.0), bce + 0.7 * soft_dice_loss(logits, few).mean())
     assert mask_loss(logits, torch.zeros_like(logits), 1.0, 10.0).isfinite()
 
 
@@ -465,6 +475,17 @@ def test_the_xformers_call_means_the_same_attention(monkeypatch: pytest.MonkeyPa
     keep = torch.rand(2, 9, generator=generator) < 0.7
     keep[:, 0] = True
     torch.testing.assert_close(attention._xformers(q, k, v, keep), attention.sdpa(q, k, v, keep), rtol=0, atol=1e-6)
+
+
+def test_groups_of_a_norm_are_all_alike_at_any_width() -> None:
+    for channels in range(1, 300):
+        norm = GroupNorm(channels)
+        assert channels % norm.num_groups == 0
+        assert channels < 8 or channels / norm.num_groups >= 4
+        most = max(1, min(32, channels // 4))
+        assert norm.num_groups == most or channels % most  # as trained models have them
+    assert VAE(AutoencoderCfg(width=72), 1).encode(torch.rand(1, 1, 16, 16)).mean.shape == (1, 4, 4, 4)
+
 
 
 @pytest.mark.parametrize("modulated", [False, True])

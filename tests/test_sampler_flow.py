@@ -210,7 +210,7 @@ def test_continuous_draw_has_its_one_step_atom_and_uniform_remainder() -> None:
     torch.manual_seed(0)
     rows, draws = 9, 4000
     ones = 0
-    uniform = []
+    uniform, begins = [], []
     for _ in range(draws):
         t, dt, parts = Shortcut(CONTINUUM).lengths(rows, When())
         atom = parts["consistency_d1"]
@@ -218,11 +218,13 @@ def test_continuous_draw_has_its_one_step_atom_and_uniform_remainder() -> None:
         assert not t[atom].any()
         ones += atom.stop
         uniform.append((dt / (1 - t))[atom.stop :])
+        begins.append(t[atom.stop :])
     mean = CONTINUUM.one_step_atom * rows  # 1.35: 1 row and a Bernoulli(0.35) one
     assert ones / draws == pytest.approx(mean, abs=5 * math.sqrt(0.35 * 0.65 / draws))
     assert "consistency_d1" not in Shortcut(CONTINUUM).lengths(3, When())[2]
-    share = torch.cat(uniform)
-    assert share.mean().item() == pytest.approx(0.5, abs=5 * math.sqrt(1 / 12 / len(share)))
+    for found in (torch.cat(uniform), torch.cat(begins)):  # both are uniform: a Kolmogorov-Smirnov bound
+        even = torch.linspace(0, 1, len(found), dtype=torch.float64)
+        assert (found.sort().values - even).abs().max() < 2.5 / math.sqrt(len(found))
 
 
 @pytest.mark.parametrize("every", [1, 2, 3])

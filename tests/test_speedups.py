@@ -77,6 +77,16 @@ def test_each_shape_and_mode_is_recorded_once_and_answers_as_the_network_does() 
     assert list(net.state_dict()) == ["weight"]
 
 
+def test_a_call_that_must_be_in_fp32_is_no_recording_of_one_in_bf16() -> None:
+    net, seen = Shift(), []  # type: ignore[var-annotated]  # likewise
+    net.forward = Replayed(net.eval(), noting(seen, "training"), noting(seen, "answer"))
+    with torch.no_grad():
+        for cast in (True, False, True, False):
+            with torch.autocast("cpu", torch.bfloat16, enabled=cast):
+                net(*call(4))
+    assert seen == [("answer", 4)] * 2
+
+
 def test_further_shapes_and_prompts_with_guidance_are_computed_as_ever() -> None:
     net, twin, seen = Shift(), Shift(), []  # type: ignore[var-annotated]  # likewise
     net.forward = Replayed(net, noting(seen, "training"), noting(seen, "answer"))

@@ -1,10 +1,12 @@
 """Both LightningModules: latent normalisation, generation, and that each stage can learn a handful of masks."""
 
+import math
 from dataclasses import replace
 from datetime import timedelta
 from types import SimpleNamespace
 from typing import Any
 
+import lightning as L
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ from conftest import TINY_1, TINY_2
 from lightning.pytorch.callbacks import Timer
 from torch import Tensor
 
-from autoencoder import AutoencoderModule, load_autoencoder
+from autoencoder import RECONSTRUCTION, REGULARISERS, AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, VarianceExpansionCfg
 from configs.sampler_cfg import DDPMCfg, FlowCfg, IMFCfg, LagrangianCfg, MeanFlowCfg, ShortcutCfg
 from configs.trainer_cfg import OptimCfg
@@ -20,8 +22,10 @@ from data.datasets import to_tensor
 from data.embedded import load
 from diffusion import DiffusionModule
 from metrics.reconstruction import iou
+from models.ema import warmed_decay
 from models.optim import build_optimizer, reseed, schedule
 from models.steps import time_used
+from models.vae import Posterior
 from samplers import SAMPLERS, Guidance, When, build_sampler, sampler_for, solvers_of
 
 
@@ -99,6 +103,49 @@ def test_losses_are_finite_and_reach_every_weight(regulariser: Any, channels: in
     for name, parameter in module.vae.named_parameters():
         assert parameter.grad is not None, name
         assert parameter.grad.abs().sum() > 0, name
+
+
+def test_regularisers_and_the_plain_loss_are_their_formulas() -> None:
+    posterior = Posterior(torch.full((2, 3, 4, 4), 2.0), torch.full((2, 3, 4, 4), math.log(3.0)))
+    kl = REGULARISERS[KLCfg](KLCfg(0.1), posterior, 1024)
+    assert float(kl) == pytest.approx(0.1 * 48 * 0.5 * (4 + 3 - 1 - math.log(3)) / 1024)
+    cfg = VarianceExpansionCfg(weight=0.02, delta=1.0, bound=0.3)
+    assert float(REGULARISERS[VarianceExpansionCfg](cfg, posterior, 1024)) == pytest.approx(0.02 / 4 + 0.3 * math.e)
+    logits, x = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.2])
+    assert float(RECONSTRUCTION[L1LossCfg](L1LossCfg(), logits, x)) == pytest.approx(0.4)
+
+
+@pytest.mark.parametrize("step", [3, 10_000])
+def test_each_step_of_a_training_moves_the_averages_by_their_decays(
+    step: int, tiny_autoencoder: AutoencoderModule, tiny_diffusion: DiffusionModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(L.LightningModule, "optimizer_step", lambda self, *args, **kwargs: None)
+    monkeypatch.setattr(L.LightningModule, "global_step", step)
+    ema = tiny_diffusion.cfg.ema
+    assert ema.decay != ema.teacher_decay
+    for module, live, twin, decay in (
+        (tiny_autoencoder, tiny_autoencoder.vae, tiny_autoencoder.average, tiny_autoencoder.cfg.ema),
+        (tiny_diffusion, tiny_diffusion.net, tiny_diffusion.average, ema.decay),
+        (tiny_diffusion, tiny_diffusion.net, tiny_diffusion.teacher, ema.teacher_decay),
+    ):
+        before = [value.clone() for value in twin.parameters()]
+        with torch.no_grad():
+            for value in live.parameters():
+                value.add_(1.0)
+        module.optimizer_step()
+        share = warmed_decay(decay, step)
+        for old, now, value in zip(before, twin.parameters(), live.parameters(), strict=True):
+            torch.testing.assert_close(now, share * old + (1 - share) * value)
+
+
+def test_weight_decay_is_for_matrices_and_filters_only(tiny_diffusion: DiffusionModule) -> None:
+    names = {id(parameter): name for name, parameter in tiny_diffusion.net.named_parameters()}
+    groups = build_optimizer(tiny_diffusion.net, OptimCfg(weight_decay=0.03), 10)["optimizer"].param_groups
+    decays = {names[id(parameter)]: group["weight_decay"] for group in groups for parameter in group["params"]}
+    assert decays.keys() == set(names.values())
+    filters = {name for name, parameter in tiny_diffusion.net.named_parameters() if parameter.squeeze().ndim > 1}
+    assert {name for name, decay in decays.items() if decay} == filters
+    assert set(decays.values()) == {0.0, 0.03}
 
 
 def test_only_the_network_learns(tiny_diffusion: DiffusionModule) -> None:

@@ -62,6 +62,15 @@ def test_wavelet_down_starts_as_average_pooling(mode: str) -> None:
     torch.testing.assert_close(y, torch.nn.functional.avg_pool2d(x, 2), rtol=0, atol=1e-6)
 
 
+def test_the_detail_gates_of_the_sum_learn_as_fast_as_the_others() -> None:
+    down = WaveletDown(8, 16, "sum")
+    down(image(2, 8, 6, 6).float(), image(2, 16).float()).square().sum().backward()
+    assert down.gate is not None
+    slope = down.gate.out.bias.grad
+    assert slope is not None
+    assert slope[8:].abs().mean() > 0.1 * slope[:8].abs().mean()
+
+
 def test_wavelet_up_starts_as_nearest_neighbour_upsampling_of_a_1x1_convolution() -> None:
     x, emb, fine = image(2, 8, 3, 3).float(), image(2, 16).float(), image(2, 4, 6, 6).float()
     up = WaveletUp(8, 4, 16)

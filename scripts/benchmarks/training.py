@@ -191,7 +191,7 @@ def pipeline(setting: Setting, report: Report) -> None:
         set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), train)
         cache_latents(module, data, Path(folder))
         module.watch(by_hand(cfg, setting, data))
-        trainer = build_trainer(train, Path(folder), "loss", "min", cfg.optim.clip_norm, cfg.data.batch_size, [])
+        trainer = build_trainer(train, Path(folder), "loss", "min", cfg.optim.clip_norm, [])
         trainer.limit_val_batches = 0
         trainer.fit(module, datamodule=data)
     report.ratio("pipeline_to_bare_loop", module.ours[1:], module.theirs[1:], "<= 1.03")
