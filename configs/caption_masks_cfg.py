@@ -16,7 +16,8 @@ class CaptionMasksCfg:
     image_size: int = 64
     """The --data.image-size of the training: what its pixels cannot show is not said."""
     overwrite: bool = False
-    """Replace the captions that there are, and metadata.jsonl; otherwise only masks without a caption get one."""
+    """Replace the captions that there are, and metadata.jsonl, whose list of masks counts no more: all images of the
+    folder are captioned; otherwise only masks without a caption get one."""
 
     def __post_init__(self) -> None:
         _ = self.data  # raises for values that no training takes

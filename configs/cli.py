@@ -18,6 +18,7 @@ import tyro
 from configs.checks import ConfigError, first_line
 
 Cfg = TypeVar("Cfg")
+DATED = re.compile(r"-stage[12](-\d{8}-\d{6}(-\d+)?)?$")  # what a run folder's name has after that of its preset
 CHOICE = re.compile(r"[a-z_.]+:[a-z0-9-]+")  # such as sampler:ddim
 
 
@@ -68,17 +69,19 @@ def parse(
 
 
 def parse_preset(
-    presets: Mapping[str, Callable[[], Cfg]], argv: Sequence[str] | None, prog: str
+    presets: Mapping[str, Callable[[], Cfg]], argv: Sequence[str] | None, prog: str, *, files: bool = False
 ) -> tuple[str, Cfg]:
     """PRESET [--overrides] -> the preset's name and its config; without a name, the first preset.
 
-    The config.json of an earlier training can stand in the place of a preset; the name is that of its run folder then.
+    With ``files``, the config.json of an earlier training can stand in the place of a preset; the name is that of its
+    run folder then.
     """
     name, rest = next(iter(presets)), list(sys.argv[1:] if argv is None else argv)
     if rest and not rest[0].startswith("-") and ":" not in rest[0]:
         name, rest = rest[0], rest[1:]
     first = presets[next(iter(presets))]()
-    if name.endswith(".json"):
+    is_file = files and name.endswith(".json")
+    if is_file:
         default = _read(type(first), Path(name).expanduser(), prog)
     elif name in presets:
         default = presets[name]()
@@ -89,10 +92,10 @@ def parse_preset(
         raise SystemExit(2)
     choices = "Other kinds: " + ", ".join(_choices(type(first))) + " (before their own options)."
     described = "\n".join(f"{key}: {(make.__doc__ or '').strip()}" for key, make in presets.items())
-    about = (f"{prog} [PRESET or config.json] [--overrides]. Shown: the values of {name!r}. {choices}\n\n"
-             f"Presets\n{described}")  # fmt: skip
+    what = "PRESET or config.json" if files else "PRESET"
+    about = f"{prog} [{what}] [--overrides]. Shown: the values of {name!r}. {choices}\n\nPresets\n{described}"
     cfg = parse(default, rest, f"{prog} {name}", about)
-    return (Path(name).absolute().parent.name if name.endswith(".json") else name), cfg
+    return DATED.sub("", Path(name).expanduser().resolve().parent.name) if is_file else name, cfg
 
 
 def _read(cls: type[Cfg], path: Path, prog: str) -> Cfg:

@@ -106,8 +106,9 @@ def lock(folder: Path, work: str = "training", option: str = "--train.run-dir") 
             f"or name another folder with {option}"
         ) from None
     except OSError:  # a file system without locks
+        if not os.fstat(file.fileno()).st_size:  # nobody holds it
+            (folder / LOCK).unlink(missing_ok=True)
         file.close()
-        (folder / LOCK).unlink(missing_ok=True)
         return
     file.truncate(0)
     file.write(f"process {os.getpid()} on {platform.node()}\n")
@@ -147,6 +148,15 @@ def is_complete(checkpoint: Path) -> bool:
     with contextlib.suppress(*NO_RUN):
         return checkpoint.exists() and json.loads((checkpoint.parent / "run.json").read_text())["status"] == "complete"
     return False
+
+
+def go_on(folder: Path) -> str:
+    """The command that goes on with the training in ``folder``, whatever began it."""
+    stage = "N"
+    with contextlib.suppress(*NO_RUN):
+        stage = {"autoencoder": "1", "diffusion": "2"}[json.loads((folder / "run.json").read_text())["kind"]]
+    config, there = shlex.quote(str(folder / "config.json")), shlex.quote(str(folder))
+    return f"bash scripts/train_stage_{stage}.sh {config} --train.run-dir {there} --train.resume auto"
 
 
 def command_line() -> str:

@@ -236,6 +236,8 @@ class TrajectoryCfg(FlowMapCfg):
         for name in ("per_path", "jump_per_path"):
             positive(f"sampler.{name}", getattr(self, name))
         positive("sampler.jump_guidance", self.jump_guidance)
+        require(self.jump_guidance == 1 or self.jumps_from < 1, "sampler.jump_guidance", self.jump_guidance,
+                "1 where no path is taken by jumps (sampler.jumps_from 1)")
         require(self.jump_guidance == 1 or self.most_guidance == 0, "sampler.jump_guidance", self.jump_guidance,
                 "1 where guidance is an input of the network (sampler.most_guidance), which learns all of it")
         require(0 <= self.jitter <= 1, "sampler.jitter", self.jitter, "from 0 to 1")

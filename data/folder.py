@@ -218,7 +218,7 @@ def list_images(
 
     ``replaced`` names a metadata file of ``root`` that counts as not there, since it is about to be written anew.
     """
-    walked, metadata, notes = _walk(root, replaced)
+    walked, metadata, linked, notes = _walk(root, replaced)
     captioned: dict[Path, str | None] = {}
     bad: list[DataError] = []
     for path in sorted(metadata, key=lambda path: len(path.parts)):  # the file nearest to an image has the last word
@@ -228,6 +228,9 @@ def list_images(
     ruled = {path.parent for path in metadata}
     free = [path for path in walked if path not in captioned and ruled.isdisjoint(path.parents)]
     left = sum(path not in captioned for path in walked) - len(free)
+    named = {folder for image in captioned for folder in image.parents} if linked else set()
+    if unseen := [shown(path) for path in linked if path not in named]:
+        notes.append(f"{len(unseen)} links to folders are not followed: {_some(unseen)}")
     if left:
         notes.append(f"{left} images under {shown(root)} are listed in no metadata file and not used")
     chosen = sorted([*captioned, *free])
@@ -244,21 +247,21 @@ def list_images(
     return images, bad, notes
 
 
-def _walk(root: Path, replaced: str) -> tuple[list[Path], list[Path], list[str]]:
-    """Image files, the metadata file of each folder that has one, and notes; links to folders are not followed."""
+def _walk(root: Path, replaced: str) -> tuple[list[Path], list[Path], list[Path], list[str]]:
+    """Image files, the metadata file of each folder that has one, links to folders, not followed, and notes."""
     images: list[Path] = []
     metadata: list[Path] = []
     unreadable: list[str] = []
-    linked: list[str] = []
+    linked: list[Path] = []
     for where, folders, files in os.walk(root, onerror=lambda error: unreadable.append(shown(error.filename))):
         folders[:] = sorted(name for name in folders if not _is_skipped(name))
-        linked += [shown(path) for name in folders if os.path.islink(path := os.path.join(where, name))]
+        linked += [path for name in folders if (path := Path(where, name)).is_symlink()]
         kept = sorted(name for name in files if not _is_skipped(name))
         images += [Path(where, name) for name in kept if name.lower().endswith(EXTENSIONS)]
         listing = [Path(where, name) for name in captions.METADATA if name in kept]
         metadata += [path for path in listing if path != root / replaced][:1]
-    told = (("folders cannot be read", unreadable), ("links to folders are not followed", linked))
-    return images, metadata, [f"{len(paths)} {what}: {_some(paths)}" for what, paths in told if paths]
+    notes = [f"{len(unreadable)} folders cannot be read: {_some(unreadable)}"] if unreadable else []
+    return images, metadata, linked, notes
 
 
 def _is_skipped(name: str) -> bool:

@@ -11,6 +11,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from configs.run_folder import go_on
 from configs.whole_file import write_text
 from metrics.curves import Points, line_chart
 from metrics.pictures import Picture, kept_pictures
@@ -247,7 +248,8 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
     python, folder = ".venv/bin/python -m", str(run_dir)
     last = shlex.quote(f"{folder}/{run['checkpoint']}")
     started = run.get("started_by", "")
-    preset = started.split()[2] if len(started.split()) > 2 and not started.split()[2].startswith("-") else "PRESET"
+    preset = next(iter(shlex.split(started)[2:]), "-")
+    preset = "PRESET" if preset.startswith("-") or preset.endswith(".json") else preset
     again = {"--train.run-dir": folder, "--train.resume": "auto"}
     if run["status"] == "complete":
         again["--train.max-steps"] = str(2 * int(cfg["train"]["max_steps"]))
@@ -255,7 +257,7 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
             again["--train.max-minutes"] = f"{2 * minutes:g}"
     longer = ", for longer" if run["status"] == "complete" else ""
     # A training that another program began has settings of no preset.
-    found = [(f"go on with this training{longer}", with_options(started, again))] if started else []
+    found = [(f"go on with this training{longer}", with_options(started or go_on(run_dir), again))]
     if run["kind"] == "diffusion":
         rows = next((own[-1].rows for own in pictures.values() if own), ())
         prompt = shlex.quote(next((row for row in rows if row.strip() and row.isprintable()), "a heart"))

@@ -72,7 +72,8 @@ class Replayed:
         """As the network's own forward."""
         inputs = (x, t, dt, cond.tokens, cond.keep, *([] if cond.sketch is None else [cond.sketch]))
         learns = torch.is_grad_enabled()
-        cast = torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type)
+        cast = (torch.is_autocast_enabled(x.device.type) and torch.get_autocast_dtype(x.device.type),
+                torch.backends.cudnn.allow_tf32)  # fmt: skip
         what = learns, self.net.training, cast, [(value.shape, value.dtype, value.requires_grad) for value in inputs]
         known = self.recordings.get(str(what))
         if known is None and cond.guidance is None and learns == self.net.training and len(self.recordings) < MOST:

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Checkpoint
 from torch import nn
 
 from configs.checks import ConfigError, first_line
+from configs.run_folder import go_on
 from configs.whole_file import same_file, write_whole
 from models.checkpoint import CheckpointError
 from models.parts import is_parts, read_about, read_whole, together
@@ -63,10 +64,7 @@ def kept(folder: Path) -> str:
     found = [name for name in (LAST, BEST) if (folder / name).exists()]
     if not found:
         return "there is no earlier checkpoint"
-    return (
-        f"{folder / found[0]} is whole: go on from it with the same script and {folder / 'config.json'} "
-        f"--train.run-dir {folder} --train.resume auto"
-    )
+    return f"{folder / found[0]} is whole: go on from it with: {go_on(folder)}"
 
 
 def require_space(folder: Path, module: nn.Module) -> None:

@@ -80,7 +80,8 @@ class WaveletDown(nn.Module):
 
     def __init__(self, channels: int, emb_channels: int, mode: str = "concat", gates: bool = True) -> None:
         super().__init__()
-        self.gate = BandGate(channels, emb_channels, channels) if gates else None
+        self.gate = BandGate(channels, emb_channels, channels) if gates and mode == "concat" else None
+        self.sum_gate = BandGate(channels, emb_channels, channels) if gates and mode == "sum" else None
         self.mix: nn.Conv2d | None = None
         self.basis: Tensor
         if mode == "concat":
@@ -91,7 +92,7 @@ class WaveletDown(nn.Module):
                 self.mix.weight[:, :channels, 0, 0] = torch.eye(channels)
             basis = inverse_haar(times_ll(torch.eye(4)[..., None, None], 0.5, dim=1))  # [4,1,2,2], one filter a band
             self.register_buffer("basis", basis, persistent=False)
-        elif self.gate is None:
+        elif self.sum_gate is None:
             raise ValueError("the sum of ungated bands is twice the top-left pixel; gate them, or use mode 'concat'")
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
@@ -99,14 +100,12 @@ class WaveletDown(nn.Module):
         if self.gate is None and self.mix is not None:
             by_band = self.mix.weight.unflatten(1, (4, -1))  # [C,4,C,1,1]
             return F.conv2d(x, (by_band * self.basis).sum(1), self.mix.bias, stride=2)  # a filter of pixels, [C,C,2,2]
-        gated = times_ll(haar(x), 0.5, dim=1)
-        if self.gate is not None:
-            gates = self.gate(x, emb)
-            if self.mix is None:
-                ll, details = gates.split([x.shape[1], 3 * x.shape[1]], 1)
-                gates = torch.cat([ll, details - 1], 1)
-            gated = gated * gates
-        return torch.stack(gated.chunk(4, dim=1)).sum(0) if self.mix is None else self.mix(gated)
+        bands = times_ll(haar(x), 0.5, dim=1)
+        if self.mix is not None:
+            return self.mix(bands if self.gate is None else bands * self.gate(x, emb))
+        assert self.sum_gate is not None
+        ll, details = self.sum_gate(x, emb).tensor_split([x.shape[1]], dim=1)
+        return (bands * torch.cat([ll, details - 1], 1)).unflatten(1, (4, -1)).sum(1)
 
 
 def times_ll(bands: Tensor, factor: float, dim: int) -> Tensor:

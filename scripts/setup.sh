@@ -10,10 +10,19 @@ case "${1:-}" in
   *) wanted=requirements.txt stamp=.venv/.installed ;;
 esac
 
-if [ -x .venv/bin/python ] && cmp -s "$wanted" "$stamp"; then
+if [ -f "$stamp" ] && cmp -s "$wanted" "$stamp"; then
   exit 0
 fi
-if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or one whose making was broken off
+if .venv/bin/python -c '' 2>/dev/null; then
+  # one whose making was broken off, or that another tool made without pip
+  .venv/bin/python -m pip --version >/dev/null 2>&1 || .venv/bin/python -m ensurepip >&2 || {
+    echo "setup: .venv has no pip; install pip there, or remove .venv" >&2
+    exit 2
+  }
+elif [ -f .venv/.installed ]; then
+  echo "setup: .venv was made for a Python that is not here; make that one available, or remove .venv" >&2
+  exit 2
+else
   python=${PYTHON:-python3}
   command -v "$python" >/dev/null || {
     echo "setup: there is no $python; install Python 3.10 or newer, or name one with PYTHON=..." >&2
@@ -23,7 +32,7 @@ if ! .venv/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or one 
     echo "setup: $("$python" --version) is too old; name Python 3.10 or newer with PYTHON=..." >&2
     exit 2
   }
-  "$python" -m venv --clear .venv >&2
+  "$python" -m venv .venv >&2
 fi
 echo "setup: installing $wanted into .venv (once; torch is large)" >&2
 # shellcheck disable=SC2086  # PIP_ARGS is a list of words

@@ -7,7 +7,7 @@ from scripts.run import refuse_kindly
 
 
 def main(argv: list[str] | None = None) -> None:
-    name, cfg = parse_preset(STAGE_1, argv, "scripts/train_stage_1.sh")
+    name, cfg = parse_preset(STAGE_1, argv, "scripts/train_stage_1.sh", files=True)
     with refuse_kindly("train_stage_1"):
         from trainer import train_stage_1  # torch takes seconds to import: only now
 

@@ -106,11 +106,11 @@ def test_the_config_of_an_earlier_training_stands_in_the_place_of_a_preset(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     cfg = replace(STAGE_2["icons"](), sampler=DDIMCfg(eta=0.25))
-    path = tmp_path / "mine" / "config.json"
+    path = tmp_path / "mine-stage2-20261123-142216" / "config.json"
     path.parent.mkdir()
     path.write_text(json.dumps(to_dict(cfg)))
-    assert parse_preset(STAGE_2, [str(path)], "train") == ("mine", cfg)
-    _, changed = parse_preset(STAGE_2, [str(path), "--train.resume", "auto"], "train")
+    assert parse_preset(STAGE_2, [str(path)], "train", files=True) == ("mine", cfg)
+    _, changed = parse_preset(STAGE_2, [str(path), "--train.resume", "auto"], "train", files=True)
     assert changed == replace(cfg, train=replace(cfg.train, resume="auto"))
     for presets, content, said in (
         (STAGE_1, path.read_text(), "it holds no Stage1Cfg"), (STAGE_2, "{", "cannot be read"),
@@ -121,7 +121,7 @@ def test_the_config_of_an_earlier_training_stands_in_the_place_of_a_preset(
         if content is not None:
             path.write_text(content)
         with pytest.raises(SystemExit) as end:
-            parse_preset(presets, [str(path)], "train")
+            parse_preset(presets, [str(path)], "train", files=True)
         assert end.value.code == 2
         assert said in capsys.readouterr().err
 

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import unicodedata
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -130,6 +131,16 @@ def test_links_to_folders_are_not_followed_but_told_of(tmp_path: Path) -> None:
     os.unlink(tmp_path / "in/b.png")
     with pytest.warns(UserWarning, match=r"1 links to folders are not followed: .*loop"):
         assert _load(tmp_path / "in").names == ["a.png"]
+
+
+def test_a_link_to_a_folder_whose_images_metadata_names_is_followed_that_far(tmp_path: Path) -> None:
+    write_mask(tmp_path / "elsewhere/a.png")
+    (tmp_path / "in").mkdir()
+    os.symlink(tmp_path / "elsewhere", tmp_path / "in/pics")
+    _write_lines(tmp_path / "in/metadata.jsonl", {"file_name": "pics/a.png", "text": "a cat"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert _load(tmp_path / "in").prompts == ["a cat"]
 
 
 def test_captions_are_taken_from_metadata_then_text_file_then_subfolder_then_default(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from configs.checks import ConfigError
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
 from configs.generate_cfg import GenerateCfg
-from configs.run_folder import choose_run_dir, is_first, lock, newest_complete, put_right, release
+from configs.run_folder import LOCK, choose_run_dir, is_first, lock, newest_complete, put_right, release
 from configs.sampler_cfg import FlowCfg, ShortcutCfg, TrajectoryCfg
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import same_file, write_text
@@ -161,6 +161,9 @@ def test_a_file_system_without_locks_is_trained_on_without(tmp_path: Path, monke
     lock(tmp_path)
     release(tmp_path)
     assert not list(tmp_path.iterdir())
+    (tmp_path / LOCK).write_text("process 7 on elsewhere\n")  # and only this time there were none
+    lock(tmp_path)
+    assert (tmp_path / LOCK).read_text() == "process 7 on elsewhere\n"
 
 
 def test_a_lock_file_that_another_has_replaced_meanwhile_is_not_held(

@@ -27,7 +27,7 @@ from models.checkpoint import CheckpointError, describe
 from models.export import KEY
 from models.hardware import LAUNCHED, require_port
 from models.resume import MADE, as_before, find_resume, require_fit
-from models.saving import Checkpoints, SaveError, WholeCheckpoints, move, require_space
+from models.saving import Checkpoints, SaveError, WholeCheckpoints, kept, move, require_space
 from scripts.run import refuse_kindly
 
 ROOT = Path(__file__).parents[1]
@@ -187,6 +187,19 @@ def test_stale_parts_of_a_killed_training_are_swept_when_the_next_begins(
     choose_run_dir(TrainerCfg(run_dir=str(tmp_path), resume="auto"), "x")
     release(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("kind", "stage"), [("autoencoder", "1"), ("diffusion", "2")])
+def test_a_training_that_ended_too_soon_names_the_command_that_goes_on_with_it(
+    kind: str, stage: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "a b"
+    folder.mkdir()
+    assert kept(folder) == "there is no earlier checkpoint"
+    (folder / "last.ckpt").touch()
+    describe_run(folder, kind, "x", "unfinished")
+    words = f"bash scripts/train_stage_{stage}.sh '{folder}/config.json' --train.run-dir '{folder}' --train.resume auto"
+    assert kept(folder).endswith(f"go on from it with: {words}")
 
 
 @pytest.mark.parametrize(("mode", "best"), [("min", "1.0"), ("max", "3.0")])

@@ -108,7 +108,7 @@ def test_the_sentence_names_the_masks_the_part_and_what_to_do(tmp_path: Path) ->
     said = str(error.value)
     assert "step 2" in said
     assert "loss nan (of its parts: flow nan) of the masks mask 2, mask 3" in said
-    assert f"{tmp_path / 'last.ckpt'} is whole: go on from it with" in said
+    assert f"{tmp_path / 'last.ckpt'} is whole: go on from it with: bash scripts/train_stage_N.sh {tmp_path}" in said
 
 
 def test_a_loss_beyond_all_numbers_is_caught_though_its_gradient_is_finite(tmp_path: Path) -> None:

@@ -85,7 +85,7 @@ def test_a_report_is_one_whole_page_that_asks_no_network(run_dir: Path) -> None:
         assert told in page.text, told
 
 
-def test_a_training_of_minutes_is_gone_on_with_for_longer_and_one_of_another_program_by_no_preset(
+def test_a_training_of_minutes_is_gone_on_with_for_longer_and_one_of_another_program_by_its_config(
     run_dir: Path,
 ) -> None:
     cfg, run = (json.loads((run_dir / name).read_text()) for name in ("config.json", "run.json"))
@@ -95,8 +95,17 @@ def test_a_training_of_minutes_is_gone_on_with_for_longer_and_one_of_another_pro
     assert "--train.resume auto --train.max-steps 3000 --train.max-minutes 15" in text
     (run_dir / "run.json").write_text(json.dumps(run | {"started_by": ""}))
     text = Page(write_report(run_dir).read_text()).text
-    assert "go on with this training" not in text
+    config, there = (shlex.quote(str(path)) for path in (run_dir / "config.json", run_dir))
+    own = f"bash scripts/train_stage_2.sh {config} --train.run-dir {there} --train.resume auto"
+    assert f"{own} --train.max-steps 3000 --train.max-minutes 15" in text
     assert "generate masks" in text
+
+
+def test_a_stage_1_from_a_config_file_names_no_preset_for_stage_2(run_dir: Path) -> None:
+    run = json.loads((run_dir / "run.json").read_text())
+    by = "bash scripts/train_stage_1.sh 'runs/a b/config.json' --train.max-steps 9"
+    (run_dir / "run.json").write_text(json.dumps(run | {"kind": "autoencoder", "started_by": by}))
+    assert "bash scripts/train_stage_2.sh PRESET --autoencoder" in Page(write_report(run_dir).read_text()).text
 
 
 def test_columns_are_by_training_step_and_what_was_done_again_replaces_the_rest(run_dir: Path) -> None:

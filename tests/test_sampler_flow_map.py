@@ -576,9 +576,10 @@ def test_reading_data_as_velocity_changes_nothing_for_the_exact_network(cfg_type
         (lambda: MeanFlowCfg(probe=0.0), r"sampler\.probe is 0\.0"),
         (lambda: TrajectoryCfg(jump_guidance=0.0), r"sampler\.jump_guidance is 0\.0"),
         (
-            lambda: TrajectoryCfg(jump_guidance=0.9, most_guidance=4.0),
+            lambda: TrajectoryCfg(jump_guidance=0.9, jumps_from=0.8, most_guidance=4.0),
             r"sampler\.jump_guidance is 0\.9, but it must be 1 where guidance is an input",
         ),
+        (lambda: TrajectoryCfg(jump_guidance=0.9), r"must be 1 where no path is taken by jumps"),
         (lambda: SplitCfg(heun=True), r"sampler\.heun is True"),
         (lambda: FlowCfg(pairing="all"), r"sampler\.pairing is 'all'"),  # type: ignore[arg-type]  # the point
     ],

@@ -14,7 +14,12 @@ echo "$0 $*" >>calls
 if [ "$2" = venv ]; then mkdir -p .venv/bin && cp "$0" .venv/bin/python; fi
 """
 BROKEN = "#!/bin/sh\nexit 1\n"
-NEW_VENV = "/python -m venv --clear .venv\n"
+NEW_VENV = "/python -m venv .venv\n"
+WITHOUT_PIP = """#!/bin/sh
+echo "$0 $*" >>calls
+[ "$2" != ensurepip ] || touch pip
+[ "$2" != pip ] || [ -f pip ]
+"""
 
 
 def program(path: Path, text: str) -> Path:
@@ -47,13 +52,10 @@ def set_up_already(project: Path) -> None:
         program(project / ".venv/bin" / name, "#!/bin/sh\n")
 
 
-@pytest.mark.parametrize("found", ["no folder", "python without pip", "installed for a python that is gone"])
+@pytest.mark.parametrize("found", ["no folder", "a python that does not run"])
 def test_an_environment_that_is_not_whole_is_made_anew(project: Path, found: str) -> None:
-    if found == "python without pip":
+    if found != "no folder":
         program(project / ".venv/bin/python", BROKEN)
-    elif found != "no folder":
-        (project / ".venv").mkdir()
-        (project / ".venv/.installed").touch()
     python = program(project.parent / "python", PYTHON)
     assert shell("setup", project=project, PYTHON=str(python))[0] == 0
     calls = (project / "calls").read_text()
@@ -61,6 +63,24 @@ def test_an_environment_that_is_not_whole_is_made_anew(project: Path, found: str
     assert calls.splitlines()[-1].startswith(".venv/bin/python -m pip install ")
     assert shell("setup", project=project, PYTHON=str(python)) == (0, "")
     assert (project / "calls").read_text() == calls
+
+
+def test_an_environment_without_pip_gets_it_and_loses_nothing(project: Path) -> None:
+    program(project / ".venv/bin/python", WITHOUT_PIP)
+    (project / ".venv/mine").touch()
+    assert shell("setup", project=project, PYTHON="absent")[0] == 0
+    calls = (project / "calls").read_text().splitlines()
+    assert [line.split()[2] for line in calls if " -m " in line] == ["pip", "ensurepip", "pip"]
+    assert (project / ".venv/mine").exists()
+
+
+def test_an_environment_for_a_python_that_is_elsewhere_is_left_as_it_is(project: Path) -> None:
+    (project / ".venv").mkdir()
+    (project / ".venv/.installed").write_text("of an earlier version")
+    code, said = shell("setup", project=project)
+    assert code == 2
+    assert "made for a Python that is not here" in said
+    assert [path.name for path in (project / ".venv").iterdir()] == [".installed"]
 
 
 @pytest.mark.parametrize("other", ["too-old", "absent"])

@@ -84,7 +84,9 @@ def test_a_call_that_must_be_in_fp32_is_no_recording_of_one_in_bf16() -> None:
         for cast in (True, False, True, False):
             with torch.autocast("cpu", torch.bfloat16, enabled=cast):
                 net(*call(4))
-    assert seen == [("answer", 4)] * 2
+        with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            net(*call(4))
+    assert seen == [("answer", 4)] * 3
 
 
 def test_further_shapes_and_prompts_with_guidance_are_computed_as_ever() -> None:

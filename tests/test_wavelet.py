@@ -65,8 +65,8 @@ def test_wavelet_down_starts_as_average_pooling(mode: str) -> None:
 def test_the_detail_gates_of_the_sum_learn_as_fast_as_the_others() -> None:
     down = WaveletDown(8, 16, "sum")
     down(image(2, 8, 6, 6).float(), image(2, 16).float()).square().sum().backward()
-    assert down.gate is not None
-    slope = down.gate.out.bias.grad
+    assert down.sum_gate is not None
+    slope = down.sum_gate.out.bias.grad
     assert slope is not None
     assert slope[8:].abs().mean() > 0.1 * slope[:8].abs().mean()
 
