@@ -20,8 +20,11 @@ from configs.sampler_cfg import (
     SplitCfg,
     TrajectoryCfg,
 )
+from configs.trainer_cfg import TrainerCfg
 
 M = TypeVar("M", bound=FlowMapCfg)
+# What the tables were made with: four latent channels, 500 steps.
+STAGE_1 = replace(stage1_animals(), autoencoder=SMALL_VAE, train=TrainerCfg(max_steps=500, val_every=100))
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def shortcut_base() -> Stage2Cfg:
 
 def objectives() -> dict[str, Entrant]:
     """What the network learns, on animals32 with the quickstart's network."""
-    base, stage_1 = shortcut_base(), stage1_animals()
+    base = shortcut_base()
     paper = ShortcutCfg(share=0.25, every=1)
     entries: dict[str, Sampler] = {
         "shortcut": SHORTCUT,
@@ -63,20 +66,20 @@ def objectives() -> dict[str, Entrant]:
         "meanflow": as_shortcut(MeanFlowCfg()),
     }
     found = {
-        "flow": Entrant(replace(base, sampler=FlowCfg()), stage_1, (1.0, 2.0)),
-        "shortcut-paper": Entrant(replace(base, sampler=paper, ema=EMACfg(base.ema.decay, 0.999)), stage_1),
+        "flow": Entrant(replace(base, sampler=FlowCfg()), STAGE_1, (1.0, 2.0)),
+        "shortcut-paper": Entrant(replace(base, sampler=paper, ema=EMACfg(base.ema.decay, 0.999)), STAGE_1),
     }
-    found["trajectory"] = Entrant(stage2_animals_tiny(), stage_1)
+    found["trajectory"] = Entrant(stage2_animals_tiny(), STAGE_1)
     for name, sampler in entries.items():
         smooth = isinstance(sampler, (MeanFlowCfg, LagrangianCfg))  # they differentiate in time
         backbone = replace(base.backbone, fastest_rate=50.0) if smooth else base.backbone
-        found[name] = Entrant(replace(base, sampler=sampler, backbone=backbone), stage_1)
+        found[name] = Entrant(replace(base, sampler=sampler, backbone=backbone), STAGE_1)
     return found
 
 
 def parts() -> dict[str, Entrant]:
     """The shortcut objective with one thing changed at a time."""
-    base, stage_1 = shortcut_base(), stage1_animals()
+    base = shortcut_base()
     changed: dict[str, ShortcutCfg] = {
         "shortcut": SHORTCUT,
         "no-guidance": replace(SHORTCUT, train_guidance=1.0),
@@ -95,15 +98,15 @@ def parts() -> dict[str, Entrant]:
         "ladder-bias": replace(SHORTCUT, ladder_bias=0.3),
         "share-0.25": replace(SHORTCUT, share=0.25),
     }
-    found = {name: Entrant(replace(base, sampler=sampler), stage_1) for name, sampler in changed.items()}
+    found = {name: Entrant(replace(base, sampler=sampler), STAGE_1) for name, sampler in changed.items()}
     for decay in (0.0, 0.8, 0.99, 0.999):
-        found[f"teacher-{decay:g}"] = Entrant(replace(base, ema=EMACfg(base.ema.decay, decay)), stage_1)
+        found[f"teacher-{decay:g}"] = Entrant(replace(base, ema=EMACfg(base.ema.decay, decay)), STAGE_1)
     return found
 
 
 def late() -> dict[str, Entrant]:
     """Self-consistency that begins late, from the network's own jumps (shortcut) or from whole paths (trajectory)."""
-    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    base = stage2_animals_tiny()
     shortcut = replace(SHORTCUT, train_guidance=1.5, begin=0.7, share=0.375)
     path = TrajectoryCfg(
         train_guidance=1.5, begin=0.7, share=0.375, loss_power=0.5, consistency_weight=2.0, one_step_atom=0.25
@@ -135,27 +138,27 @@ def late() -> dict[str, Entrant]:
     }
     combo = replace(path_2, one_step_atom=0.5, consistency_weight=4.0, loss_power=1.0, flow_power=0.5)
     slow |= {"combo": combo, "combo6": replace(combo, nodes=6, per_path=6)}
-    found = {"flow": Entrant(replace(base, sampler=FlowCfg()), stage_1, (1.5,))}
+    found = {"flow": Entrant(replace(base, sampler=FlowCfg()), STAGE_1, (1.5,))}
     for kinds, teacher in ((fast, 0.95), (slow, 0.998)):
         for name, sampler in kinds.items():
-            found[name] = Entrant(replace(base, sampler=sampler, ema=EMACfg(0.998, teacher)), stage_1)
+            found[name] = Entrant(replace(base, sampler=sampler, ema=EMACfg(0.998, teacher)), STAGE_1)
     return found
 
 
 def finish() -> dict[str, Entrant]:
     """The preset, and the same with paths of jumps towards the end."""
-    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    base = stage2_animals_tiny()
     samplers = {
         "trajectory": TRAJECTORY,
         "jumps": replace(TRAJECTORY, jumps_from=0.8, jump_per_path=3),
         "jumps-sooner": replace(TRAJECTORY, begin=0.6, jumps_from=0.75, jump_per_path=3),
     }
-    return {name: Entrant(replace(base, sampler=sampler), stage_1) for name, sampler in samplers.items()}
+    return {name: Entrant(replace(base, sampler=sampler), STAGE_1) for name, sampler in samplers.items()}
 
 
 def networks() -> dict[str, Entrant]:
     """Wavelet UNet (with gates and band skips, and without), convolutional UNet and DiT under the same objective."""
-    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    base = stage2_animals_tiny()
     unet = replace(SMALL_UNET, gates=True, band_skips=True)
     nets: dict[str, Backbone] = {
         "wavelet": unet,
@@ -168,12 +171,12 @@ def networks() -> dict[str, Entrant]:
         "dit": DiTCfg(width=192, depth=6, patch_size=2),
         "dit-wavelet": DiTCfg(width=192, depth=6, patch_size=2, patch="wavelet"),
     }
-    return {name: Entrant(replace(base, backbone=net), stage_1) for name, net in nets.items()}
+    return {name: Entrant(replace(base, backbone=net), STAGE_1) for name, net in nets.items()}
 
 
 def latents() -> dict[str, Entrant]:
     """What the latent space of stage 1 does to one-step masks."""
-    base, stage_1 = stage2_animals_tiny(), stage1_animals()
+    base = stage2_animals_tiny()
     vae = SMALL_VAE
     spaces = {
         "f4-kl-1e-2": vae,
@@ -186,7 +189,7 @@ def latents() -> dict[str, Entrant]:
         "f4-2-channels": replace(vae, latent_channels=2),
         "f4-8-channels": replace(vae, latent_channels=8),
     }
-    found = {name: Entrant(base, replace(stage_1, autoencoder=space)) for name, space in spaces.items()}
+    found = {name: Entrant(base, replace(STAGE_1, autoencoder=space)) for name, space in spaces.items()}
     attends_at_8 = replace(base, backbone=replace(SMALL_UNET, attention_sizes=(8,)))  # its latents are 16x16 and 8x8
     return found | {"f2": replace(found["f2"], stage_2=attends_at_8)}
 
