@@ -32,11 +32,9 @@ LONG_TRAJECTORY = TrajectoryCfg(
     train_guidance=2.0, begin=0.5, share=0.22, every=4, one_step_atom=0.5, loss_power=0.5, flow_power=0.5,
     consistency_weight=2.0,
 )
-# For a trained model: its single step learns where its own four jumps lead, the other steps to stay as they are, but
-# that a long training needs less guidance than the start of it.
+# For a trained model: its single step learns where its own four jumps lead, the other steps to stay as they are.
 ONE_STEP_TRAJECTORY = TrajectoryCfg(
-    train_guidance=2.0, jumps_from=0.0, jump_guidance=0.85, share=0.86, every=1, one_step_atom=0.5, loss_power=0.5,
-    consistency_weight=2.0,
+    train_guidance=2.0, jumps_from=0.0, share=0.86, every=1, one_step_atom=0.5, loss_power=0.5, consistency_weight=2.0,
 )
 LONG_EMA = EMACfg(0.9995, 0.999)
 SMALL_UNET = UNetCfg(width=64, multipliers=(1, 2), blocks=2, attention_sizes=(4,))
