@@ -37,7 +37,7 @@ from data.module import MaskDataModule
 from data.sources import data_fingerprint
 from diffusion import DiffusionModule, load_diffusion
 from metrics.callbacks import Drawing, ReconstructionMonitor, SamplePreview
-from metrics.geometry import are_captions, recaptioned
+from metrics.geometry import are_captions
 from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
 from metrics.run_report import report_if_possible
@@ -126,7 +126,7 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     if math.prod(processes(cfg.train)) > 1:
         require_port()
     run_dir = choose_run_dir(cfg.train, name)
-    data = MaskDataModule(cfg.data, cfg.train.seed, recaptioned)
+    data = MaskDataModule(cfg.data, cfg.train.seed)
     try:
         data.prepare_data()
         data.setup("fit")

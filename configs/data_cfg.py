@@ -12,8 +12,9 @@ from configs.checks import fraction, non_negative, one_of, positive, require
 class EmbeddedSource:
     """A data set that ships in ``data/``."""
 
-    name: Literal["animals32", "icons64"] = "animals32"
-    """animals32: 8,716 silhouettes of ten animals; icons64: 28,046 captioned solid icons."""
+    name: Literal["animals32", "icons64", "collages64"] = "animals32"
+    """animals32: 8,716 silhouettes of ten animals; icons64: 28,046 captioned solid icons; collages64: 22,000 pictures
+    of pieces of these icons with captions of geometry, made when they are read (half a minute)."""
 
 
 @dataclass(frozen=True)

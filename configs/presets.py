@@ -12,6 +12,7 @@ from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 ANIMALS = DataCfg(EmbeddedSource("animals32"), image_size=32, augment=AugmentCfg(hflip=0.5))
 ICONS = DataCfg(EmbeddedSource("icons64"), image_size=64)
+COLLAGES = DataCfg(EmbeddedSource("collages64"), image_size=64, batch_size=64)
 FOLDER = DataCfg(FolderSource(), image_size=64, batch_size=64)
 MNIST = DataCfg(MnistSource(), image_size=32)
 SHARDS = DataCfg(ShardSource(), image_size=64, batch_size=64, workers=2)
@@ -154,6 +155,21 @@ def stage2_icons_sketch() -> Stage2Cfg:
     )
 
 
+def stage2_geometry() -> Stage2Cfg:
+    """Captions of geometry, such as "three small round blobs, left", in pictures of pieces of icons: an hour on two
+    cores. What the quickstart begins with for masks without captions of their own."""
+    return Stage2Cfg(
+        init="icons",
+        data=COLLAGES,
+        backbone=ICON_UNET,
+        text=TextCfg(articles=False),
+        sampler=TRAJECTORY,
+        optim=OptimCfg(lr=1e-3, warmup_steps=100),
+        ema=EMACfg(0.999, 0.998),
+        train=TrainerCfg(max_steps=8000, val_every=1000, quality=0),
+    )
+
+
 def stage2_folder() -> Stage2Cfg:
     """Your own masks: set --data.source.train PATH (and --data.image-size)."""
     return Stage2Cfg(
@@ -196,6 +212,7 @@ STAGE_2: dict[str, Callable[[], Stage2Cfg]] = {
     "icons": stage2_icons,
     "animals-one-step": stage2_animals_one_step,
     "icons-sketch": stage2_icons_sketch,
+    "geometry": stage2_geometry,
     "folder": stage2_folder,
     "mnist": stage2_mnist,
     "shards": stage2_shards,

@@ -17,7 +17,7 @@ from data.masks import DataError, MaskSet
 from data.order import EpochSampler
 from data.sources import load_splits, prepare, stream_of
 from data.stream import Lanes, ShardStream
-from data.versions import Recaption, with_versions
+from data.versions import with_versions
 
 
 def _batches_done(trainer: L.Trainer) -> int:
@@ -31,7 +31,6 @@ class MaskDataModule(L.LightningDataModule):
 
     Use it with ``Trainer(use_distributed_sampler=False)``: the training order is already shared out among the ranks,
     and every rank sees the whole held-out set. A resumed training goes on with the batches not yet seen.
-    ``recaption`` names masks that ``cfg.augment.versions`` moved.
 
     Raises:
         DataError: from ``setup``, for data that cannot be used.
@@ -41,9 +40,9 @@ class MaskDataModule(L.LightningDataModule):
     """All training masks, or where they come as a stream, some of them."""
     val_set: MaskSet
 
-    def __init__(self, cfg: DataCfg, seed: int, recaption: Recaption = lambda images, prompts: prompts) -> None:
+    def __init__(self, cfg: DataCfg, seed: int) -> None:
         super().__init__()
-        self.cfg, self.seed, self.recaption = cfg, seed, recaption
+        self.cfg, self.seed = cfg, seed
         self._moments: Tensor | None = None
         self._with_images = False  # beside the moments
         self._stream: ShardStream | None = None
@@ -77,7 +76,7 @@ class MaskDataModule(L.LightningDataModule):
         """Load both sets, once."""
         if not hasattr(self, "train_set"):
             train, self.val_set = load_splits(self.cfg)
-            self.train_set = with_versions(train, self.cfg.augment.versions, self.seed, self.recaption)
+            self.train_set = with_versions(train, self.cfg.augment.versions, self.seed)
 
     @property
     def variants(self) -> int:

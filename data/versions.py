@@ -1,20 +1,18 @@
 """Moved and resized versions of a few masks, made once, so that their latents can be cached."""
 
-from collections.abc import Callable
-
 import numpy as np
 
 from data.fit import area_resize
 from data.masks import MaskSet
-
-Recaption = Callable[[np.ndarray, list[str]], list[str]]
-"""(masks [N,H,W] of 0/1, their prompts) -> prompts that are still true after a move."""
+from metrics.geometry import recaptioned
 
 _RESIZE = 1.4  # at most so many times larger or smaller
 
 
-def with_versions(masks: MaskSet, number: int, seed: int, recaption: Recaption) -> MaskSet:
+def with_versions(masks: MaskSet, number: int, seed: int) -> MaskSet:
     """The masks as they are, then ``number - 1`` versions of each, resized and moved within the frame, nothing cut off.
+
+    Captions of geometry are made anew, other prompts stay.
 
     The draws depend on ``seed`` and the masks alone.
     """
@@ -22,7 +20,7 @@ def with_versions(masks: MaskSet, number: int, seed: int, recaption: Recaption) 
         return masks
     draw = np.random.default_rng(seed)
     images = [masks.images, *(np.stack([moved(mask, draw) for mask in masks.images]) for _ in range(number - 1))]
-    prompts = masks.prompts + [prompt for own in images[1:] for prompt in recaption(own, masks.prompts)]
+    prompts = masks.prompts + [prompt for own in images[1:] for prompt in recaptioned(own, masks.prompts)]
     return MaskSet(np.concatenate(images), prompts, masks.names * number)
 
 

@@ -10,7 +10,7 @@ from data.masks import MaskSet
 from data.module import MaskDataModule
 from data.versions import moved, with_versions
 from metrics.components import label
-from metrics.geometry import describe, recaptioned
+from metrics.geometry import describe
 from metrics.planes import SQUARE
 
 
@@ -24,7 +24,7 @@ def shapes() -> MaskSet:
 
 def test_versions_are_whole_and_have_the_captions_of_what_they_show() -> None:
     masks = shapes()
-    many = with_versions(masks, 40, 0, recaptioned)
+    many = with_versions(masks, 40, 0)
     assert (many.images[:4] == masks.images).all()
     assert many.names == masks.names * 40
     assert many.prompts == [own.caption for own in describe(torch.from_numpy(many.images))]
@@ -44,11 +44,11 @@ def test_versions_are_whole_and_have_the_captions_of_what_they_show() -> None:
 
 def test_other_prompts_stay_and_the_draws_depend_on_the_seed() -> None:
     masks = MaskSet(shapes().images, ["a cat", "one box", "", "two cats"], list("abcd"))
-    many = with_versions(masks, 3, 1, recaptioned)
+    many = with_versions(masks, 3, 1)
     assert many.prompts == masks.prompts * 3
-    assert (many.images == with_versions(masks, 3, 1, recaptioned).images).all()
-    assert (many.images != with_versions(masks, 3, 2, recaptioned).images).any()
-    assert with_versions(masks, 1, 0, recaptioned) is masks
+    assert (many.images == with_versions(masks, 3, 1).images).all()
+    assert (many.images != with_versions(masks, 3, 2).images).any()
+    assert with_versions(masks, 1, 0) is masks
 
 
 @pytest.mark.parametrize("shape", [(1, 32), (32, 1), (7, 19)])
@@ -62,7 +62,7 @@ def test_a_mask_of_any_shape_has_versions(shape: tuple[int, int]) -> None:
 
 def test_a_training_has_the_versions_and_judges_by_the_masks_as_they_are() -> None:
     cfg = DataCfg(EmbeddedSource(), limit=10, augment=AugmentCfg(versions=4))
-    module = MaskDataModule(cfg, 0, recaptioned)
+    module = MaskDataModule(cfg, 0)
     module.setup()
     assert len(module.train_set) == 40
     assert len(module.as_read) == 10
