@@ -110,6 +110,8 @@ class Fitted:
     """See ``data.images.Picture``."""
     note: str = ""
     """What to warn of."""
+    labels: int = 0
+    """See ``data.images.Picture``."""
 
     @property
     def emptied(self) -> bool:
@@ -199,6 +201,12 @@ def read_listed(
             f"{len(emptied)} masks are empty at {cfg.image_size} pixels, too thin to be seen: {_some(emptied)}; "
             "raise --data.image-size or draw them thicker"
         )
+    labelled = [f"{_name(item, root)} ({item.labels} values)" for item in fitted if item.labels]
+    if labelled:
+        notes.append(
+            f"{len(labelled)} files hold several values, none above half of their range: {_some(labelled)}; a mask has "
+            "the larger half of them, so if they are labels, one number per object, write each object as a file"
+        )
     bad_images = [result for result in results if isinstance(result, DataError)]
     return Reading(root, fitted, bad_images, bad_captions, notes)
 
@@ -282,7 +290,7 @@ def _read_fitted(listed: Listed, size: int, channels: int) -> Fitted | DataError
     image = fit_rgb(pixels, size) if channels == 3 else fit_masks(pixels[None], size)[0]
     area = float("nan") if channels == 3 else float(pixels.mean())
     note = frames_note(picture) if picture.frames > 1 else ""
-    return Fitted(listed, image, pixels.shape[0], pixels.shape[1], area, picture.grey, note)
+    return Fitted(listed, image, pixels.shape[0], pixels.shape[1], area, picture.grey, note, picture.labels)
 
 
 def _progress(results: Iterable[Fitted | DataError], total: int) -> Iterable[Fitted | DataError]:

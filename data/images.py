@@ -44,6 +44,9 @@ class Picture:
     """Share of a mask's pixels whose value lies between 10 % and 90 % of the way from its darkest to its brightest."""
     frames: int = 1
     """How many the file has; the first is read."""
+    labels: int = 0
+    """How many values above 0 there are in a file of integers none of which reaches half of its range, if more than
+    one: they may be numbers of objects, of which a mask keeps the larger half."""
 
 
 def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
@@ -91,7 +94,7 @@ def decode_picture(file: str | os.PathLike[str] | IO[bytes], name: str, rgb: boo
             if rgb:
                 return Picture(_rgb(upright), frames=frames)
             levels = _levels(upright)
-            return Picture(_binarise(levels), _grey(levels), frames)
+            return Picture(_binarise(levels), _grey(levels), frames, _labels(levels))
     except DataError as error:
         raise DataError(f"{name} {error}") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
@@ -145,6 +148,15 @@ def _grey(levels: np.ndarray) -> float:
         return 0.0
     dark, bright = (low + share * (high - low) for share in _GREY)
     return float(((levels > dark) & (levels < bright)).mean())
+
+
+def _labels(levels: np.ndarray) -> int:
+    """See ``Picture.labels``."""
+    top = 255 if levels.dtype.itemsize == 1 else 65535  # 32 bits hold labels, or the 16 bits of some PNG files
+    if levels.dtype.kind not in "iu" or levels.max() > top / 2:
+        return 0
+    values = len(np.unique(levels[levels > 0]))
+    return values if values > 1 else 0
 
 
 def _alpha_levels(rgba: np.ndarray) -> np.ndarray:

@@ -440,3 +440,18 @@ def test_the_test_folder_is_read_when_given_and_rgb_when_asked(tmp_path: Path) -
     assert test is not None
     np.testing.assert_array_equal(train.images[0], np.repeat(np.pad(LETTER, 1)[..., None] * np.uint8(255), 3, axis=2))
     np.testing.assert_array_equal(test.images[0], rgb)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_files_that_may_hold_labels_of_objects_are_warned_of_once(tmp_path: Path, dtype: type) -> None:
+    """Of labels 1 to 8 a mask keeps the larger half, and nothing in the picture would say so."""
+    labels = np.repeat(np.arange(9, dtype=dtype), 2)[None].repeat(18, 0)
+    for name in ("a", "b"):
+        Image.fromarray(labels).save(tmp_path / f"{name}.png")
+    write_mask(tmp_path / "c.png")
+    Image.fromarray((labels > 3).astype(dtype)).save(tmp_path / "d.png")  # 0 and 1
+    Image.fromarray(labels * (np.iinfo(dtype).max // 8)).save(tmp_path / "e.png")  # grey levels
+    with pytest.warns(UserWarning, match=r"2 files hold several values.*a\.png \(8 values\); b\.png \(8") as told:
+        found = _load(tmp_path)
+    assert sum("several values" in str(warning.message) for warning in told) == 1
+    assert (found.images[0] == found.images[4]).all()
