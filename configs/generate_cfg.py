@@ -36,7 +36,8 @@ class GenerateCfg(SamplingCfg):
     negative_prompt: str = ""
     """What the masks should not be: guidance (which must be above 1) leads away from it, not from no prompt."""
     to_prompt: str | None = None
-    """The NUM masks of a prompt then lead from it to this one in equal parts, all from the same seed."""
+    """The NUM masks of a prompt then lead from it to this one in equal parts, all from the same seed; it is the text of
+    those that are nearer to it."""
     to_seed: int | None = None
     """Likewise from the noise of SEED to that of this seed."""
     init_mask: str = ""
@@ -93,6 +94,9 @@ class GenerateCfg(SamplingCfg):
         if self.on_a_way:
             require(self.tries < 2, "tries", self.tries, "1 where to_prompt or to_seed asks for a way between two")
             require(self.num >= 2, "num", self.num, "at least 2, where to_prompt or to_seed asks for a way between two")
+        else:
+            require(self.seed + self.num <= 2**32, "seed + num", self.seed + self.num,
+                    "at most 4294967296, since the seeds of the masks count up from seed and end at 4294967295")
         require(0 < self.strength <= 1, "strength", self.strength, "above 0 and at most 1")
         if not self.init_mask and self.strength != GenerateCfg.strength:
             raise ConfigError(f"strength is {self.strength:g}, but nothing is given of which to draw so much anew: "

@@ -21,6 +21,7 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 LOCK = ".lock"
+STAGES = ("train_stage_1", "train_stage_2")
 NO_RUN = (OSError, ValueError, KeyError, TypeError)  # what reading a run.json that is not ours raises
 PACKAGES = ("torch", "torchvision", "lightning", "numpy", "transformers", "albumentations")
 _held: dict[Path, IO[str]] = {}  # run folders of this process
@@ -79,9 +80,8 @@ def is_child() -> bool:
 
 def is_first() -> bool:
     """Whether this is the first of all processes of a training: the one that writes what there is once."""
-    return not is_child() and all(
-        os.environ.get(name, "0") == "0" for name in ("RANK", "NODE_RANK", "SLURM_PROCID")
-    )
+    names = ("RANK", "NODE_RANK") if "RANK" in os.environ else ("NODE_RANK", "SLURM_PROCID")  # torchrun inside of srun
+    return not is_child() and all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def lock(folder: Path, work: str = "training", option: str = "--train.run-dir") -> None:
@@ -151,19 +151,40 @@ def is_complete(checkpoint: Path) -> bool:
 
 
 def go_on(folder: Path) -> str:
-    """The command that goes on with the training in ``folder``, whatever began it."""
-    stage = "N"
+    """The command that goes on with the training in ``folder``, whatever began it; in as many processes, if known."""
+    words = ["bash", "scripts/train_stage_N.sh"]
     with contextlib.suppress(*NO_RUN):
-        stage = {"autoencoder": "1", "diffusion": "2"}[json.loads((folder / "run.json").read_text())["kind"]]
-    config, there = shlex.quote(str(folder / "config.json")), shlex.quote(str(folder))
-    return f"bash scripts/train_stage_{stage}.sh {config} --train.run-dir {there} --train.resume auto"
+        run = json.loads((folder / "run.json").read_text())
+        stage = {"autoencoder": STAGES[0], "diffusion": STAGES[1]}[run["kind"]]
+        words = ["bash", f"scripts/{stage}.sh"]
+        words = parted(str(run["started_by"]))[0] or words
+    there = str(folder)
+    return shlex.join([*words, str(folder / "config.json"), "--train.run-dir", there, "--train.resume", "auto"])
 
 
 def command_line() -> str:
-    """The command that started this training; empty where another program did."""
+    """The command that started this training; empty where another program did.
+
+    Of several machines it is that of the first, with ``address`` in the place of its address.
+    """
     name = Path(sys.argv[0]).stem
-    known = name in ("train_stage_1", "train_stage_2")
-    return shlex.join(["bash", f"scripts/{name}.sh", *sys.argv[1:]]) if known else ""
+    if name not in STAGES:
+        return ""
+    words = ["bash", f"scripts/{name}.sh"]
+    if "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun's; Lightning sets the second alone
+        here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
+        if everywhere > 1:
+            words = ["bash", "scripts/launch.sh", str(here), name]
+        if everywhere > here:
+            words = [f"NODES={everywhere // here}", "NODE=0", "HEAD=address", *words]
+    return shlex.join([*words, *sys.argv[1:]])
+
+
+def parted(command: str) -> tuple[list[str], list[str]]:
+    """A command of :func:`command_line` as the words that start the program, and its arguments; no words of another."""
+    words = shlex.split(command)
+    end = next((number for number, word in enumerate(words, 1) if Path(word).stem in STAGES), 0)
+    return (words[:end], words[end:]) if end else ([], [])
 
 
 def versions() -> dict[str, str]:

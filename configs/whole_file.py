@@ -1,6 +1,7 @@
 """Files that are whole or not there: whatever stops a program, no file of a final name is half written."""
 
 import contextlib
+import hashlib
 import os
 import shutil
 import tempfile
@@ -78,3 +79,13 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(number)
         finally:
             os.close(number)
+
+
+def file_hash(path: str | Path) -> str:
+    """SHA-256 of a file, or of all files of a folder in the order of their names, in hexadecimal."""
+    digest = hashlib.sha256()
+    for each in sorted(Path(path).iterdir()) if Path(path).is_dir() else [path]:
+        with open(each, "rb") as file:
+            while chunk := file.read(1 << 20):
+                digest.update(chunk)
+    return digest.hexdigest()

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from metrics.report import summary
+from metrics.report import keys_of_all, summary
 
 FIGURE_NUMBERS = (
     ("frechet", "Frechet distance (squared)"),
@@ -34,13 +34,16 @@ def as_row(name: str, judged: list[dict[str, Any]], cost: float = 1.0) -> dict[s
     """What several judgements of one training with several seeds say, as one row."""
     steps: dict[str, dict[str, dict[str, float]]] = {}
     for i, row in enumerate(judged[0]["steps"]):
-        numbers = [key for key in row if key != "steps"]
+        numbers = [key for key in keys_of_all([one["steps"][i] for one in judged]) if key != "steps"]
         steps[str(row["steps"])] = {key: summary([one["steps"][i][key]["mean"] for one in judged]) for key in numbers}
     return {
         "name": name, "guidance": judged[0]["guidance"], "cost": cost,
         "training_steps": judged[0]["trained"]["train"]["max_steps"], "num": judged[0]["num"],
         "seeds": [one["trained"]["train"]["seed"] for one in judged],
-        "real": {key: summary([one["real"][key]["mean"] for one in judged]) for key in judged[0]["real"]},
+        "real": {
+            key: summary([one["real"][key]["mean"] for one in judged])
+            for key in keys_of_all([one["real"] for one in judged])
+        },
         "steps": steps,
     }
 
@@ -76,7 +79,8 @@ def quality_figure(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    numbers = [(key, label) for key, label in FIGURE_NUMBERS if rows and key in next(iter(rows[0]["steps"].values()))]
+    shared = keys_of_all([found for row in rows for found in row["steps"].values()]) if rows else []
+    numbers = [(key, label) for key, label in FIGURE_NUMBERS if key in shared]
     figure, axes = plt.subplots(1, max(1, len(numbers)), figsize=(5.5 * max(1, len(numbers)), 4.5), squeeze=False)
     for axis, (key, label) in zip(axes[0], numbers, strict=False):
         for row in rows:

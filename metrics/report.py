@@ -1,7 +1,7 @@
 """An evaluation in numbers and in a table."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 
@@ -12,8 +12,13 @@ def summary(values: list[float]) -> dict[str, float]:
 
 
 def summaries(results: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """``summary`` of each number over repetitions that all have the same numbers."""
-    return {key: summary([one[key] for one in results]) for key in results[0]}
+    """``summary`` of each number that all repetitions have."""
+    return {key: summary([one[key] for one in results]) for key in keys_of_all(results)}
+
+
+def keys_of_all(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The keys that all of them have, in the order of the first: ``retrieval`` is missing where captions were few."""
+    return [key for key in results[0] if all(key in one for one in results)]
 
 
 COLUMNS = (

@@ -4,6 +4,7 @@ import base64
 import contextlib
 import csv
 import json
+import re
 import shlex
 import warnings
 from collections.abc import Iterable, Mapping
@@ -11,8 +12,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from configs.run_folder import go_on
-from configs.whole_file import write_text
+from configs.run_folder import go_on, parted
+from configs.whole_file import file_hash, write_text
 from metrics.curves import Points, line_chart
 from metrics.pictures import Picture, kept_pictures
 from metrics.report_style import PAGE
@@ -23,6 +24,7 @@ SAME_NOISE = "Fixed prompts and noise; each column has the same noise at every n
 NETWORK_STEPS = "network steps"
 TRAINING_STEPS = "training step"
 NOT_LOSSES = ("train/grad_norm", "train/masks_per_second")
+JUDGE = "<code>scripts.evaluate</code> (below) judges more masks at more step counts, and writes this page anew."
 JUDGED = {  # column of a validation, or number of an evaluation -> heading
     "frechet": "Frechet distance (squared; less is better)", "accuracy": "Prompt accuracy",
     "retrieval": "Retrieval accuracy among 100", "coverage": "Coverage",
@@ -47,12 +49,12 @@ def write_report(run_dir: Path) -> Path:
     cfg = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
     run = json.loads((run_dir / "run.json").read_text(encoding="utf-8"))
     columns, pictures = read_columns(run_dir), kept_pictures(run_dir)
-    evaluation = read_evaluation(run_dir)
+    evaluation, judging = read_evaluation(run_dir)
     second = run["kind"] == "diffusion"
     done = int(max((x for points in columns.values() for x, _ in points), default=0))
     blocks = [
         tiles(columns, cfg, done),
-        section("Quality against network steps", quality_by_steps(columns, evaluation), about_judging(evaluation)),
+        section("Quality against network steps", quality_by_steps(columns, evaluation), judging),
         section("Samples" if second else "Reconstructions", newest(pictures), SAME_NOISE if second else ""),
         section("Samples over time" if second else "Reconstructions over time", over_time(pictures)),
         section("Losses", losses(columns)),
@@ -64,9 +66,12 @@ def write_report(run_dir: Path) -> Path:
     ]
     kind = "Stage 2, masks from prompts" if second else "Stage 1, the autoencoder"
     status = f"{run['status']} after {done:,} of {cfg['train']['max_steps']:,} steps"
-    page = PAGE.replace("TITLE", escape(run_dir.resolve().name)).replace("KIND", kind)
-    page = page.replace("ABOUT", f"{escape(run['data'])} · {status}").replace("CONTENT", "\n".join(blocks))
-    write_text(run_dir / NAME, page)
+    parts = {
+        "TITLE": escape(run_dir.resolve().name), "KIND": kind, "ABOUT": f"{escape(run['data'])} · {status}",
+        "CONTENT": "\n".join(blocks),
+    }  # fmt: skip
+    # In one pass: what is put in may hold these words itself.
+    write_text(run_dir / NAME, re.sub("|".join(parts), lambda word: parts[word[0]], PAGE))
     return run_dir / NAME
 
 
@@ -97,9 +102,34 @@ def read_rows(log: Path) -> list[tuple[int, dict[str, float]]]:
     return rows
 
 
-def read_evaluation(run_dir: Path) -> dict[str, Any] | None:
+def read_evaluation(run_dir: Path) -> tuple[dict[str, Any] | None, str]:
+    """evaluation.json, if a checkpoint that it judged is still there, and a note on where quality is read from."""
     path = run_dir / "evaluation.json"
-    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    if not path.exists():
+        return None, f"From the last validation; {JUDGE}"
+    evaluation = json.loads(path.read_text(encoding="utf-8"))
+    digest = evaluation.get("checkpoint_sha256")
+    name = checkpoint_of(run_dir, digest) if digest else None
+    if digest and not name:
+        return None, ("From the last validation, since evaluation.json judged none of the checkpoints that are here "
+                      f"now, but another state of them, or an export; {JUDGE}")  # fmt: skip
+    judged = f", which judged {escape(name)}" if name else ""
+    return evaluation, (
+        f"From evaluation.json{judged}: {evaluation['num']:,} masks per step count, {escape(evaluation['features'])}, "
+        f"sampler {escape(evaluation['sampler'])}, guidance {evaluation['guidance']:g}."
+    )
+
+
+def checkpoint_of(run_dir: Path, digest: str) -> str | None:
+    """The name of the checkpoint with this SHA-256, last.ckpt before best.ckpt; None where there is none."""
+    hashed = set()
+    for path in sorted(run_dir.glob("*.ckpt"), reverse=True):
+        with contextlib.suppress(OSError):  # a link to nothing
+            about = path.stat()
+            if (about.st_dev, about.st_ino) not in hashed and file_hash(path) == digest:
+                return path.name
+            hashed.add((about.st_dev, about.st_ino))  # often both names are of one file
+    return None
 
 
 def section(title: str, blocks: Iterable[str], note: str = "") -> str:
@@ -185,14 +215,6 @@ def quality_by_steps(columns: dict[str, list[tuple[float, float]]], evaluation: 
     return drawn
 
 
-def about_judging(evaluation: dict[str, Any] | None) -> str:
-    if not evaluation:
-        return ("From the last validation; <code>scripts.evaluate</code> (below) judges more masks at more step "
-                "counts, and writes this page anew.")
-    return (f"From evaluation.json: {evaluation['num']:,} masks per step count, {escape(evaluation['features'])}, "
-            f"sampler {escape(evaluation['sampler'])}, guidance {evaluation['guidance']:g}.")
-
-
 def course(columns: dict[str, list[tuple[float, float]]]) -> list[str]:
     rate = next((points for name, points in columns.items() if name.startswith("lr-")), [])
     return [
@@ -248,7 +270,7 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
     python, folder = ".venv/bin/python -m", str(run_dir)
     last = shlex.quote(f"{folder}/{run['checkpoint']}")
     started = run.get("started_by", "")
-    preset = next(iter(shlex.split(started)[2:]), "-")
+    preset = next(iter(parted(started)[1]), "-")
     preset = "PRESET" if preset.startswith("-") or preset.endswith(".json") else preset
     again = {"--train.run-dir": folder, "--train.resume": "auto"}
     if run["status"] == "complete":

@@ -1,6 +1,5 @@
 """Reading checkpoints: tensors and plain values only, and one kind of error."""
 
-import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from configs.checks import first_line
+from configs.whole_file import file_hash
 from models.export import KEY, SUFFIX, read_export
 from models.parts import GROUPS, WEIGHTS, is_parts, read_about, read_whole, together
 
@@ -92,13 +92,3 @@ def is_as_told(path: Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError):
         return True  # no such file, or one of something else
     return bool(told == file_hash(path))
-
-
-def file_hash(path: str | Path) -> str:
-    """SHA-256 of a file, or of all files of a folder in the order of their names, in hexadecimal."""
-    digest = hashlib.sha256()
-    for each in sorted(Path(path).iterdir()) if Path(path).is_dir() else [path]:
-        with open(each, "rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()

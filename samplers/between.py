@@ -65,9 +65,9 @@ class Mixed:
 def noise_between(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
     """The point at ``weight`` [B] of a quarter of a circle from one draw of noise to another, [B,...] each.
 
-    ``cos(a) first + sin(a) second`` with ``a = weight pi / 2`` is standard normal for every weight, since the squares
-    add up to 1: the spherical interpolation of Song et al. (2021, arXiv 2010.02502, section 5.3), at the angle that
-    independent draws have on average.
+    ``cos(a) first + sin(a) second`` with ``a = weight pi / 2`` is standard normal for every weight if the draws are
+    independent, since the squares add up to 1: the spherical interpolation of Song et al. (2021, arXiv 2010.02502,
+    section 5.3), at the angle that such draws have on average.
     """
     angles = [(math.cos(w * math.pi / 2), math.sin(w * math.pi / 2)) for w in weight.tolist()]
     cos, sin = (spread(torch.tensor(part, dtype=torch.float64), first) for part in zip(*angles, strict=True))

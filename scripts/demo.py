@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from configs.checks import ConfigError
@@ -14,7 +19,7 @@ from scripts.run import refuse_kindly
 
 def main(argv: list[str] | None = None) -> None:
     cfg: DemoCfg = parse(DemoCfg, argv, "scripts/demo.sh", "Open a page on which masks are drawn from prompts.")
-    with refuse_kindly("demo"):
+    with refuse_kindly("demo"), private_folder():
         page, launch = prepare(cfg)
         print(f"{as_text(cfg)}\npage: http://{cfg.host}:{cfg.port} (Ctrl-C ends it)", flush=True)
         try:
@@ -22,6 +27,34 @@ def main(argv: list[str] | None = None) -> None:
         except OSError as reason:
             raise ConfigError(f"the page cannot listen on {cfg.host}:{cfg.port} ({reason}): "
                               "name another --port") from None  # fmt: skip
+        finally:
+            page.close(verbose=False)  # its queue, too: threads that still draw would keep this process alive, or abort
+
+
+@contextmanager
+def private_folder() -> Iterator[None]:
+    """Let Gradio keep drawings and downloads in a folder that only this user can read, removed in the end.
+
+    SIGTERM ends the block in order, too. Enter it before Gradio is imported, which reads GRADIO_TEMP_DIR then; where
+    that variable names a folder, it is taken, and left as it is.
+    """
+    earlier = signal.signal(signal.SIGTERM, end)
+    folder = "" if os.environ.get("GRADIO_TEMP_DIR") else tempfile.mkdtemp(prefix="masks-page-")
+    try:
+        if folder:
+            os.environ["GRADIO_TEMP_DIR"] = folder
+        yield
+    finally:
+        if folder:
+            del os.environ["GRADIO_TEMP_DIR"]
+            shutil.rmtree(folder, ignore_errors=True)
+        signal.signal(signal.SIGTERM, earlier)
+
+
+def end(number: int, frame: object) -> None:
+    """A handler of signals: leave through every ``finally``; a second signal ends the process at once."""
+    signal.signal(number, signal.SIG_DFL)
+    raise SystemExit(128 + number)
 
 
 def prepare(cfg: DemoCfg) -> tuple[Any, dict[str, Any]]:

@@ -126,10 +126,7 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
                 ))  # fmt: skip
 
         def on_between(text: str, other: str, end: str, *fields: Any) -> Iterator[Any]:
-            yield from shown(lambda: request(
-                cfg, text, to_prompt=other.strip() or None,
-                to_seed=whole("second seed", end) if end.strip() else None, **settings(fields, least=2),
-            ))  # fmt: skip
+            yield from shown(lambda: request(cfg, text, **way_to(other, end), **settings(fields, least=2)))
 
         def settings(fields: Any, least: int = 1) -> dict[str, Any]:
             named = dict(zip(("steps", "num", "guidance", "seed", "sampler", "times"), fields, strict=True))
@@ -224,6 +221,13 @@ def complaint(sentence: str) -> list[Any]:
     return [gr.update(value=text, visible=True), *[gr.skip()] * 4, gr.update(interactive=False), gr.skip()]
 
 
+def way_to(prompt: str, seed: str) -> dict[str, Any]:
+    """``to_prompt`` and ``to_seed`` for the ends of a way. Raises ConfigError where both fields are empty."""
+    if not prompt.strip() and not seed.strip():
+        raise ConfigError("there is nothing to lead to: write a second prompt, or a second seed, or both")
+    return {"to_prompt": prompt.strip() or None, "to_seed": whole("second seed", seed) if seed.strip() else None}
+
+
 def from_grid(last: Result | None, which: Any) -> list[Any]:
     """A mask that is shown, counted from 1, as large as the drawing area."""
     shown = len(last.pixels) if last else 0
@@ -232,11 +236,14 @@ def from_grid(last: Result | None, which: Any) -> list[Any]:
         if not last or not 1 <= number <= shown:
             rule = f"the grid has masks 1 to {shown}" if shown else "there is none yet: draw some on the first tab"
             raise ConfigError(f"mask {number} is asked for, but {rule}")
+        if (side := len(last.pixels[0])) > CANVAS:
+            raise ConfigError(f"the masks have {side}x{side} pixels, but the drawing area only {CANVAS}x{CANVAS}: save "
+                              "this one, and name it with --init-mask of scripts/generate_masks.sh")  # fmt: skip
     except ConfigError as mistake:
         return [gr.skip(), complaint(str(mistake))[0]]
     pixels = last.pixels[number - 1]
-    enlarged = np.kron(pixels, np.ones((CANVAS // len(pixels),) * 2 + (1,) * (pixels.ndim - 2), np.uint8))
-    return [{"background": enlarged, "layers": [], "composite": None}, gr.update(visible=False)]
+    at = np.arange(CANVAS) * len(pixels) // CANVAS  # the whole area, or the mask would come back with a margin
+    return [{"background": pixels[at][:, at], "layers": [], "composite": None}, gr.update(visible=False)]
 
 
 def strokes(drawing: Any) -> np.ndarray:
@@ -267,14 +274,23 @@ def painted(drawing: Any, what: str, folder: Path) -> dict[str, str]:
     """
     from PIL import Image
 
-    if not (drawing or {}).get("background"):
+    background = (drawing or {}).get("background")
+    if not background or is_blank(background):
         raise ConfigError("there is no mask to start from: upload one, or take one of the grid")
     if what == ALL:
-        return {"init_mask": drawing["background"]}
+        return {"init_mask": background}
     anew = strokes(drawing)
     if not anew.any():
         raise ConfigError("nothing is painted over: paint over what is to be drawn anew, or choose to vary all of it")
-    height, width = read_mask(drawing["background"]).shape
+    height, width = read_mask(background).shape
     region = Image.fromarray((~anew).astype(np.uint8) * 255).resize((width, height), Image.Resampling.NEAREST)
     region.save(folder / "keep.png")
-    return {"init_mask": drawing["background"], "keep": str(folder / "keep.png")}
+    return {"init_mask": background, "keep": str(folder / "keep.png")}
+
+
+def is_blank(picture: str) -> bool:
+    """Whether a picture has one colour alone that is not black, as the drawing area where no mask is in it."""
+    from PIL import Image
+
+    pixels = np.asarray(Image.open(picture).convert("RGBA"))
+    return bool((pixels == pixels[0, 0]).all() and pixels[0, 0, :3].any())

@@ -9,6 +9,7 @@ import numpy as np
 
 from configs.checks import ConfigError
 from configs.generate_cfg import GenerateCfg
+from configs.whole_file import file_hash
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +30,6 @@ def read_sketch(cfg: GenerateCfg, module: Any) -> tuple[Tensor | None, dict[str,
         raise ConfigError(f"sketch is {cfg.sketch!r}, but this model reads none: train one that does with "
                           "--init MODEL --backbone.sketch 64 --sketch.only True, or start from a mask with --init-mask")
     from data.images import read_mask
-    from models.checkpoint import file_hash
 
     path = Path(cfg.sketch).expanduser()
     return make_sketch(read_mask(path), cfg.sketch, module), {"sketch": file_hash(path)}
@@ -78,7 +78,6 @@ def read_edit(cfg: GenerateCfg, module: Any) -> tuple[Edit | None, dict[str, Any
     if not cfg.init_mask:
         return None, {}
     from data.images import read_mask, read_rgb
-    from models.checkpoint import file_hash
 
     path, keep = Path(cfg.init_mask).expanduser(), None
     given = (read_rgb if module.cfg.data.channels == 3 else read_mask)(path)

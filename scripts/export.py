@@ -12,7 +12,7 @@ from typing import Any
 from configs.cli import as_text, parse
 from configs.export_cfg import ExportCfg
 from configs.shipped import FOLDER, checkpoint_path
-from configs.whole_file import write_text
+from configs.whole_file import file_hash, write_text
 from scripts.run import refuse_kindly
 
 
@@ -58,7 +58,6 @@ def export_weights(content: dict[str, Any], out: Path, cfg: ExportCfg) -> dict[s
     """Write the safetensors file; returns what is told beside it."""
     import torch
 
-    from models.checkpoint import file_hash
     from models.export import KEY, averaged, write_export
 
     tensors = averaged(content["state_dict"], torch.bfloat16 if cfg.dtype == "bf16" else torch.float32)
@@ -72,7 +71,6 @@ def export_weights(content: dict[str, Any], out: Path, cfg: ExportCfg) -> dict[s
 
 def export_graph(source: Path, out: Path, cfg: ExportCfg) -> dict[str, Any]:
     """Write the graph; prints how it compares with the model, and returns what is told beside it."""
-    from models.checkpoint import file_hash
     from scripts.graphs import write_graph
     from scripts.mask_model import load_mask_model
 

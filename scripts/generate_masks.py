@@ -17,6 +17,7 @@ from configs.cli import as_text, parse
 from configs.generate_cfg import GenerateCfg
 from configs.run_folder import release
 from configs.shipped import checkpoint_path
+from configs.whole_file import file_hash
 from scripts.mask_files import (
     GRID,
     MANIFEST,
@@ -24,6 +25,7 @@ from scripts.mask_files import (
     Plan,
     output_folder,
     prepare_folder,
+    require_masks,
     to_pixels,
     unique_slugs,
     write_metadata,
@@ -130,7 +132,7 @@ def draw_share(
         for start in range(share.start, share.stop, cfg.batch_size):
             batch = range(start, min(start + cfg.batch_size, share.stop))
             for way in ways:
-                numbers = [n for n in batch if not (cfg.resume and (out / plan.name(n, way.steps)).exists())]
+                numbers = [n for n in batch if not (cfg.resume and is_drawn(out / plan.name(n, way.steps)))]
                 if numbers:
                     masks = draw_masks(module, plan, numbers, way, device, cfg.threshold)
                     waiting.append(writers.submit(write_masks, out, plan, numbers, way.steps, masks, cfg))
@@ -141,6 +143,14 @@ def draw_share(
             waiting.popleft().result()
 
 
+def is_drawn(path: Path) -> bool:
+    """Whether a mask is there. A machine that lost its power can leave a file's name without its content."""
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
+
+
 def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
     """What a generation will draw, and how, once for each step count; nothing is drawn or written yet.
 
@@ -148,11 +158,11 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         ConfigError, SamplerMismatch, DataError: settings that fit neither the model nor each other, an unreadable mask.
         FileNotFoundError: no prompts file.
     """
-    from models.checkpoint import file_hash
     from scripts.edits import read_edit, read_sketch
     from scripts.seeded import build_sampler_for, recipes, useful_tries
 
     prompts = read_prompts(cfg)
+    require_masks(cfg, module.cfg.data.channels)
     tries = 1 if cfg.on_a_way else useful_tries(cfg.tries, prompts, module.cfg.data.channels)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
     edit, about = read_edit(cfg, module)

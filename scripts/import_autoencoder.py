@@ -74,15 +74,28 @@ def take(cfg: ImportCfg, name: str) -> Path:
 
 
 def read(place: str) -> Any:
-    """The autoencoder of a folder or name, in fp32."""
+    """The autoencoder of a folder or name, in fp32.
+
+    Raises:
+        ConfigError: it is none, or lacks weights, which diffusers would fill at random.
+    """
     from models.imported_vae import autoencoder_kl
 
     try:
-        return autoencoder_kl().from_pretrained(place, use_safetensors=True).float()
+        net, found = autoencoder_kl().from_pretrained(
+            place, use_safetensors=True, output_loading_info=True,
+            ignore_mismatched_sizes=True, low_cpu_mem_usage=False,  # so that all of them are listed, with any loader
+        )  # fmt: skip
     except (OSError, ValueError) as reason:
         raise ConfigError(f"vae is {place!r}, which could not be read as an AutoencoderKL ({first_line(reason)}): "
                           "name a folder with config.json and diffusion_pytorch_model.safetensors"
                           ) from None  # fmt: skip
+    unread = sorted([*found["missing_keys"], *(name for name, *_ in found["mismatched_keys"])])
+    if unread:
+        raise ConfigError(f"vae is {place!r}, but its weights lack {unread[0]} or hold it in another shape (as "
+                          f"{len(unread)} of the tensors of such an AutoencoderKL): name a folder whose config.json "
+                          "and diffusion_pytorch_model.safetensors are both of one whole AutoencoderKL")  # fmt: skip
+    return net.float()
 
 
 def stage_1(net: Any, cfg: ImportCfg) -> Stage1Cfg:

@@ -38,6 +38,7 @@ class Plan:
 
     Number n is mask ``n % num`` of prompt ``n // num``, drawn once in each of ``steps``. Its seed is
     ``seed + n % num``, or ``seed`` on a way to another prompt or seed, of which it has gone the share ``blend(n)``.
+    On a way to another prompt, its text is the nearer one of the two.
     """
 
     prompts: Sequence[str]
@@ -65,10 +66,15 @@ class Plan:
 
     def about(self, number: int, steps: int) -> dict[str, Any]:
         """A line of the manifest."""
+        text, way = self.prompts[number // self.num], dict[str, Any]()
+        if self.on_a_way:
+            way["blend"] = self.blend(number)
+            if "to_prompt" in self.shared:
+                way["from_prompt"] = text
+                text = self.shared["to_prompt"] if way["blend"] > 0.5 else text
         return {
-            "file_name": self.name(number, steps), "text": self.prompts[number // self.num],
-            "seed": self.seed_of(number), "steps": steps, **self.shared,
-            **({"blend": self.blend(number)} if self.on_a_way else {}),
+            "file_name": self.name(number, steps), "text": text, "seed": self.seed_of(number), "steps": steps,
+            **self.shared, **way,
         }  # fmt: skip
 
     def lines(self) -> Iterator[str]:
@@ -187,6 +193,17 @@ def check_same(path: Path, plan: Plan) -> None:
                 f"{path.parent} cannot be resumed: line {number} of its list of files has {what} {was.get(what)!r}, "
                 f"and these settings have {now.get(what)!r}; give the settings of its config.json, or another --out"
             )
+
+
+def require_masks(cfg: GenerateCfg, channels: int) -> None:
+    """Raises ConfigError for options of masks where a model draws ordinary images, which they would not change."""
+    if channels == 1:
+        return
+    for name in ("threshold", "one_bit"):
+        value, usual = getattr(cfg, name), getattr(GenerateCfg, name)
+        if value != usual:
+            raise ConfigError(f"{name} is {value}, but this model draws ordinary images, which it would not change: "
+                              f"leave it at {usual}")  # fmt: skip
 
 
 def to_pixels(p: np.ndarray, threshold: float) -> np.ndarray:

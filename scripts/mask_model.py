@@ -10,8 +10,9 @@ from torch import nn
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict
 from configs.diffusion_cfg import Stage2Cfg
+from configs.whole_file import file_hash
 from models import build_backbone
-from models.checkpoint import file_hash, read_checkpoint, whole
+from models.checkpoint import read_checkpoint, whole
 from models.codec import Autoencoder
 from models.export import KEY, MAKE, averaged, with_twins
 from models.parts import is_parts

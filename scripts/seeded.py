@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -81,25 +82,49 @@ def recipes(
     ``further`` are other fields of the recipes.
 
     Raises:
-        ConfigError: a step count, times or guidance that this sampler cannot take.
+        ConfigError: a step count, times or guidance that this sampler cannot take, or an option that would change no
+            mask at any step count that ``cfg`` asks for.
     """
     guidance = Guidance(cfg.guidance, cfg.guidance_from, cfg.guidance_to, cfg.cfg_zero, cfg.zero_init)
     further |= {"bf16": cfg.precision == "bf16"}
     edit = further.get("edit")
-    start = 1 - edit.strength if edit else 0.0
+    start, away = 1 - edit.strength if edit else 0.0, bool(further.get("negative"))
     try:
         sampler.check(guidance)
         if times is not None:
-            sampler.grid(None, times, start=start)
-            require_still_steps(guidance, [len(times) - 1])
+            require_effect(sampler, guidance, [sampler.grid(None, times, start=start)], away)
             return [Recipe(sampler, len(times) - 1, times, guidance, **further)]
         counts = list(steps) or [sampler.cfg.steps]
-        for count in counts:
-            sampler.grid(count, None, cfg.shift, start)
-        require_still_steps(guidance, counts)
+        asked = list(dict.fromkeys([*counts, *getattr(cfg, "steps", ())]))  # a picture may be of one of many counts
+        require_effect(sampler, guidance, [sampler.grid(count, None, cfg.shift, start) for count in asked], away)
+        if cfg.shift != 1 and asked == [1]:
+            raise ConfigError(f"shift is {cfg.shift:g}, but a single step has no times between noise and mask to move: "
+                              "ask for more steps, or leave it at 1")  # fmt: skip
     except ValueError as error:
         raise ConfigError(str(error)) from None
     return [Recipe(sampler, count, None, guidance, cfg.shift, **further) for count in counts]
+
+
+def require_effect(sampler: Solver, guidance: Guidance, grids: Sequence[Tensor], away: bool) -> None:
+    """Raises ConfigError where an option of ``guidance`` would change no mask on any of the ``grids`` [n] of times.
+
+    ``away``: guidance leads away from a prompt (``Recipe.negative``).
+    """
+    require_still_steps(guidance, [len(grid) - 1 for grid in grids])
+    moving = [grid.tolist()[guidance.still_steps(len(grid) - 1) :] for grid in grids]
+    steps = [step for times in moving for step in pairwise(times)]
+    if (guidance.start, guidance.stop) != (0, 1) and not any(guidance.inside(t) for t, _ in steps):
+        nearest = min((t for t, _ in steps), key=lambda t: max(guidance.start - t, t - guidance.stop))
+        raise ConfigError(
+            f"guidance_from is {guidance.start:g} and guidance_to is {guidance.stop:g}, but no step begins between "
+            f"them, so that guidance would change nothing: take in the nearest, which begins at {nearest:g}, or ask "
+            "for more steps"
+        )
+    # What Guided is given as its scale, which does nothing at 1; away from a prompt, cfg_zero is applied to that alone.
+    scales = (guidance.at(t) if away else sampler.scale(guidance.at(t), t, s) for t, s in steps)
+    if guidance.cfg_zero and all(scale == 1 for scale in scales):
+        raise ConfigError("cfg_zero is on, but it corrects guidance, which comes to 1 in every step and so does "
+                          "nothing here: ask for more guidance, such as 2, or turn it off")  # fmt: skip
 
 
 def require_still_steps(guidance: Guidance, counts: Sequence[int]) -> None:
@@ -134,11 +159,15 @@ def streams(seeds: Sequence[int]) -> Callable[[Tensor], Tensor]:
 
 
 def blended(first: Sequence[int], to_seed: int | None, blends: Sequence[float]) -> Callable[[Tensor], Tensor]:
-    """The same, with row i ``blends[i]`` of the way to the stream of ``to_seed`` (see ``noise_between``)."""
+    """The same, with row i ``blends[i]`` of the way to the stream of ``to_seed`` (see ``noise_between``).
+
+    A row whose own seed that is stays there: the sum of a stream and itself would be larger than noise is.
+    """
     near = streams(first)
     if to_seed is None:
         return near
-    far, weight = streams([to_seed] * len(first)), torch.tensor(blends, dtype=torch.float64)
+    gone = [0.0 if seed == to_seed else blend for seed, blend in zip(first, blends, strict=True)]
+    far, weight = streams([to_seed] * len(first)), torch.tensor(gone, dtype=torch.float64)
     return lambda like: noise_between(near(like), far(like), weight)
 
 

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 import shutil
 import socket
@@ -15,6 +16,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,6 +27,7 @@ from PIL import Image
 from configs.checks import ConfigError
 from configs.demo_cfg import DemoCfg
 from configs.sampler_cfg import DDPMCfg, ShortcutCfg
+from data.fit import fit_masks
 from scripts.demo_draw import as_html, draw_in_turn, request, summary, write_files
 from scripts.generate_masks import generate_to_folder
 
@@ -123,21 +126,74 @@ def test_the_page_is_for_this_machine_alone_unless_asked() -> None:
     assert (cfg.host, cfg.share) == ("127.0.0.1", False)
 
 
+FAKE_PAGE = """
+import os, signal, time
+from pathlib import Path
+from scripts import demo
+
+class Page:
+    def launch(self):
+        folder = Path(os.environ["GRADIO_TEMP_DIR"])
+        (folder / "of_a_visitor").mkdir()
+        (folder / "of_a_visitor" / "drawing.png").touch()
+        print(f"mode {folder.stat().st_mode & 0o777:o}", flush=True)
+        END
+
+    def close(self, verbose):
+        print("closed")
+
+demo.prepare = lambda cfg: (Page(), {})
+demo.main(["--browser", "False"])
+"""
+
+
+def fake_page(end: str, folder: Path, given: str = "") -> tuple[int, str]:
+    """Exit code and output of the command around a page that writes a drawing, then does what ``end`` says."""
+    env = os.environ | {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": given}
+    code = [sys.executable, "-c", FAKE_PAGE.replace("END", end)]
+    done = subprocess.run(code, cwd=ROOT, env=env, capture_output=True, text=True, timeout=60, check=False)
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize(
+    ("end", "code"),
+    [
+        ("os.kill(os.getpid(), signal.SIGTERM); time.sleep(30)", 143), ("raise KeyboardInterrupt", 130),
+        ("raise OSError('in use')", 2), ("pass", 0),
+    ],
+    ids=["SIGTERM", "Ctrl-C", "failure", "end"],
+)  # fmt: skip
+def test_what_visitors_draw_lies_in_a_folder_of_one_user_that_goes_with_the_page(
+    end: str, code: int, tmp_path: Path
+) -> None:
+    found, said = fake_page(end, tmp_path)
+    assert found == code
+    assert "mode 700\n" in said
+    assert "closed" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_the_user_names_for_drawings_is_taken_and_stays(tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    assert fake_page("os.kill(os.getpid(), signal.SIGTERM)", tmp_path, str(tmp_path / "mine"))[0] == 143
+    assert [path.name for path in tmp_path.rglob("*.png")] == ["drawing.png"]
+
+
 # In a browser
 
 
 @pytest.fixture(scope="module")
-def address() -> Iterator[str]:
-    """The real command with the model that comes with the project."""
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Path]]:
+    """The real command with the model that comes with the project: its address, and its folder of temporary files."""
     pytest.importorskip("gradio", reason="the page needs Gradio: pip install -r scripts/demo-requirements.txt")
-    pytest.importorskip("playwright", reason="the browser is driven by Playwright: pip install playwright")
-    if CHROMIUM is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (apt-get install chromium)")
+    folder = tmp_path_factory.mktemp("temporary")
+    env = os.environ | {"TMPDIR": str(folder), "GRADIO_TEMP_DIR": ""}
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     limits = ["--most-masks", "8", "--most-letters", "40", "--browser", "False"]
-    process = subprocess.Popen([sys.executable, "-m", "scripts.demo", "--port", str(port), *limits], cwd=ROOT)
+    command = [sys.executable, "-m", "scripts.demo", "--port", str(port), *limits]
+    process = subprocess.Popen(command, cwd=ROOT, env=env)
     try:
         url, until = f"http://127.0.0.1:{port}", time.monotonic() + 180
         while True:
@@ -148,10 +204,19 @@ def address() -> Iterator[str]:
                 assert process.poll() is None, "the page ended"
                 assert time.monotonic() < until, "the page did not start"
                 time.sleep(0.5)
-        yield url
+        yield url, folder
     finally:
         process.terminate()
         process.wait(20)
+    assert list(folder.iterdir()) == []
+
+
+@pytest.fixture(scope="module")
+def address(served: tuple[str, Path]) -> str:
+    pytest.importorskip("playwright", reason="the browser is driven by Playwright: pip install playwright")
+    if CHROMIUM is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed (apt-get install chromium)")
+    return served[0]
 
 
 @pytest.fixture
@@ -206,6 +271,16 @@ def settled(page: Any, selector: str) -> dict[str, float]:
         boxes.append(element.bounding_box())
         page.wait_for_timeout(300)
     return dict(boxes[-1])
+
+
+def stroke(page: Any, at: list[tuple[float, float]], **options: Any) -> None:
+    """Draw a line with the mouse."""
+    page.mouse.move(*at[0])
+    page.mouse.down()
+    for x, y in at:
+        page.mouse.move(x, y, **options)
+    page.mouse.up()
+    page.wait_for_timeout(1000)
 
 
 def complaint(page: Any, button: str) -> str:
@@ -269,12 +344,7 @@ def test_only_what_is_painted_over_is_drawn_anew(page: Any) -> None:
     assert "nothing is painted over" in complaint(page, "inpaint").lower()
     box = settled(page, "#editor canvas")
     at = [(box["x"] + 0.65 * box["width"], box["y"] + (0.3 + 0.1 * k) * box["height"]) for k in range(4)]
-    page.mouse.move(*at[0])
-    page.mouse.down()
-    for x, y in at:
-        page.mouse.move(x, y)
-    page.mouse.up()
-    page.wait_for_timeout(1000)
+    stroke(page, at)
     fill(page, "num", 3)
     masks = press(page, "inpaint", 3)
     assert page.listed[0].items() >= {"text": "an umbrella", "strength": 1.0}.items()
@@ -291,18 +361,21 @@ def test_only_what_is_painted_over_is_drawn_anew(page: Any) -> None:
 
 
 @pytest.mark.slow
+def test_painting_where_no_mask_is_yet_is_no_mask(page: Any) -> None:
+    page.get_by_role("tab", name="Inpaint").click()
+    box = settled(page, "#editor canvas")
+    stroke(page, [(box["x"] + 0.5 * box["width"], box["y"] + (0.3 + 0.1 * k) * box["height"]) for k in range(4)])
+    assert "no mask to start from" in complaint(page, "inpaint")
+
+
+@pytest.mark.slow
 def test_a_sketch_is_drawn_and_the_masks_heed_it(page: Any) -> None:
     page.get_by_role("tab", name="Sketch").click()
     assert "nothing is drawn yet" in complaint(page, "sketch").lower()
     box = settled(page, "#pad canvas")
     corners = [(0.5, 0.12), (0.84, 0.5), (0.5, 0.88), (0.16, 0.5), (0.5, 0.12)]  # the paper is from 0.14 to 0.86
     at = [(box["x"] + x * box["width"], box["y"] + y * box["height"]) for x, y in corners]
-    page.mouse.move(*at[0])
-    page.mouse.down()
-    for x, y in at:
-        page.mouse.move(x, y, steps=8)
-    page.mouse.up()
-    page.wait_for_timeout(1000)
+    stroke(page, at, steps=8)
     fill(page, "sketch-prompt", "a square")
     fill(page, "num", 4)
     masks = press(page, "sketch", 4)
@@ -324,6 +397,10 @@ def test_a_way_leads_from_one_prompt_to_another(page: Any) -> None:
     masks = press(page, "between", 3)
     assert [row["blend"] for row in page.listed] == [0, 0.5, 1]
     assert (masks[0] != masks[2]).any()
+    fill(page, "to", "")
+    assert "nothing to lead to" in complaint(page, "between")
+    fill(page, "to-seed", "7")
+    press(page, "between", 3)
     fill(page, "num", 1)
     assert "needs 2 masks or more" in complaint(page, "between")
 
@@ -340,3 +417,59 @@ def test_a_mask_can_be_taken_from_a_grid_that_is_not_finished(checkpoint: str) -
     assert (editor["background"][::64, ::64] == partial.pixels[0]).all()
     _, message = from_grid(shown, 2)
     assert "the grid has masks 1 to 1" in message["value"]
+
+
+@pytest.mark.parametrize("side", [32, 48, 64, 96, 100, 128])
+def test_a_mask_of_the_grid_comes_back_from_the_drawing_area_as_it_was(side: int) -> None:
+    pytest.importorskip("gradio", reason="the page's package is not installed (it is optional)")
+    from scripts.demo_page import CANVAS, from_grid
+
+    mask = np.random.default_rng(side).integers(0, 2, (side, side), np.uint8)
+    shown: Any = SimpleNamespace(pixels=[255 * mask])
+    editor, _ = from_grid(shown, 1)
+    assert editor["background"].shape == (CANVAS, CANVAS)
+    assert (fit_masks((editor["background"] > 0)[None].astype(np.uint8), side)[0] == mask).all()
+
+
+def test_a_mask_that_is_larger_than_the_drawing_area_is_refused() -> None:
+    pytest.importorskip("gradio", reason="the page's package is not installed (it is optional)")
+    from scripts.demo_page import from_grid
+
+    shown: Any = SimpleNamespace(pixels=[np.zeros((600, 600), np.uint8)])
+    _, message = from_grid(shown, 1)
+    assert "The masks have 600x600 pixels, but the drawing area only 512x512" in message["value"]
+
+
+@pytest.mark.parametrize("colour", ["#ffffff", "#333333"])
+def test_an_empty_canvas_is_no_mask_to_start_from(colour: str, tmp_path: Path) -> None:
+    pytest.importorskip("gradio", reason="the page's package is not installed (it is optional)")
+    from scripts.demo_page import ALL, PAINTED, painted
+
+    canvas, line = Image.new("RGBA", (64, 64), colour), Image.new("RGBA", (64, 64))
+    line.paste("#f97316", (8, 8, 16, 16))
+    line.save(tmp_path / "line.png")
+    drawing = {"background": str(tmp_path / "canvas.png"), "layers": [str(tmp_path / "line.png")]}
+    canvas.save(drawing["background"])
+    for what in (PAINTED, ALL):
+        with pytest.raises(ConfigError, match="no mask to start from"):
+            painted(drawing, what, tmp_path)
+    canvas.paste("black", (0, 0, 32, 64))
+    canvas.save(drawing["background"])
+    assert painted(drawing, ALL, tmp_path) == {"init_mask": drawing["background"]}
+    assert np.asarray(Image.open(painted(drawing, PAINTED, tmp_path)["keep"])).sum() == 255 * (64 * 64 - 8 * 8)
+
+
+def test_a_way_to_nowhere_is_refused() -> None:
+    pytest.importorskip("gradio", reason="the page's package is not installed (it is optional)")
+    from scripts.demo_page import way_to
+
+    with pytest.raises(ConfigError, match="there is nothing to lead to: write a second prompt, or a second seed"):
+        way_to(" ", "")
+    assert way_to(" a star", "") == {"to_prompt": "a star", "to_seed": None}
+    assert way_to("", " 7") == {"to_prompt": None, "to_seed": 7}
+
+
+def test_the_page_keeps_what_it_is_sent_where_nobody_else_can_read_it(served: tuple[str, Path]) -> None:
+    (own,) = served[1].iterdir()
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert any(own.iterdir())  # Gradio makes a folder at its start

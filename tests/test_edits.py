@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from PIL import Image
 from configs.checks import ConfigError
 from data.masks import DataError
 from diffusion import DiffusionModule
+from samplers.between import noise_between
 from samplers.generates import Edit
 from scripts.generate_masks import generate_to_folder, planned
+from scripts.mask_files import Plan
+from scripts.seeded import blended, streams
 
 
 @pytest.fixture
@@ -122,6 +126,39 @@ def test_a_way_begins_and_ends_in_the_masks_of_its_prompts_and_seeds(
     assert (words[0] == ends[0][0]).all()
     assert (words[2] == pixels("c", prompt=("an elephant",), num=1)[0]).all()
     assert (words[2] != words[0]).any()
+
+
+def test_a_way_to_the_same_seed_stays_at_its_noise() -> None:
+    """The sum of a stream and itself would be up to sqrt(2) times as large as noise is."""
+    like, blends = torch.empty(5, 4, 8, 8), [k / 4 for k in range(5)]
+    assert torch.equal(blended([7] * 5, 7, blends)(like), streams([7] * 5)(like))
+    own, far = streams([7, 8, 7, 8, 9])(like), streams([7] * 5)(like)
+    weight = torch.tensor([0, 0.25, 0, 0.75, 1], dtype=torch.float64)
+    assert torch.equal(blended([7, 8, 7, 8, 9], 7, blends)(like), noise_between(own, far, weight))
+
+
+def test_a_mask_on_a_way_has_the_text_of_the_nearer_prompt(
+    tiny_diffusion: DiffusionModule, checkpoint: str, tmp_path: Path
+) -> None:
+    """Read back as a training set, it would teach the wrong caption."""
+    how: dict[str, Any] = {"prompt": ("a cat",), "num": 3, "steps": (1,), "to_prompt": "a dog", "imagefolder": True}
+    cfg = cfg_for(checkpoint, tmp_path / "way", **how)
+    out = generate_to_folder(tiny_diffusion, cfg)
+    assert [row["text"] for row in rows(out)] == ["a cat", "a cat", "a dog"]
+    assert {(row["from_prompt"], row["to_prompt"]) for row in rows(out)} == {("a cat", "a dog")}
+    assert [Image.open(out / row["file_name"]).text["prompt"] for row in rows(out)] == ["a cat", "a cat", "a dog"]
+    listed = [json.loads(line)["text"] for line in (out / "metadata.jsonl").read_text().splitlines()]
+    assert listed == ["a cat", "a cat", "a dog"]
+
+    before = files(out)
+    (out / rows(out)[2]["file_name"]).unlink()
+    assert files(generate_to_folder(tiny_diffusion, replace(cfg, resume=True))) == before
+    with pytest.raises(ConfigError, match="to_prompt 'a dog', and these settings have 'a cow'"):
+        generate_to_folder(tiny_diffusion, replace(cfg, resume=True, to_prompt="a cow"))
+
+    seeds = Plan(["a cat"], ["a-cat"], 3, 0, [1], {"to_seed": 7}, on_a_way=True)
+    assert [seeds.about(k, 1)["text"] for k in range(3)] == ["a cat"] * 3
+    assert not any("from_prompt" in seeds.about(k, 1) for k in range(3))
 
 
 def test_a_negative_prompt_changes_masks_unless_it_is_blank(

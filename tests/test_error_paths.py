@@ -141,10 +141,12 @@ def test_one_process_of_a_launcher_writes_what_there_is_once(tmp_path: Path, mon
     choose_run_dir(TrainerCfg(run_dir=str(tmp_path)), "x")
     assert is_first()
     release(tmp_path)
-    for name in ("RANK", "NODE_RANK", "SLURM_PROCID"):
+    for name in ("SLURM_PROCID", "NODE_RANK", "RANK"):
         monkeypatch.setenv(name, "1")
         assert not is_first()
         monkeypatch.setenv(name, "0")
+    monkeypatch.setenv("SLURM_PROCID", "1")  # the second training of one srun, started by torchrun
+    assert is_first()
     monkeypatch.setenv("MASK_RUN_DIR", f"1:{tmp_path}")  # started by process 1
     assert not is_first()
 

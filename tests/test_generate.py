@@ -20,13 +20,15 @@ from PIL import Image
 
 from configs.checks import ConfigError
 from configs.data_cfg import DataCfg, FolderSource
+from configs.evaluate_cfg import EvaluateCfg
 from configs.generate_cfg import GenerateCfg
 from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
 from data.folder import load_folder
-from samplers import SamplerMismatch
+from samplers import SamplerMismatch, sampler_for
 from scripts import generate_masks
 from scripts.generate_masks import generate_to_folder, main, planned, read_prompts
-from scripts.mask_files import Plan, output_folder, slug, unique_slugs
+from scripts.mask_files import Plan, output_folder, require_masks, slug, unique_slugs
+from scripts.seeded import recipes
 
 ROOT = Path(__file__).parents[1]
 
@@ -63,7 +65,8 @@ def test_options_change_the_masks_but_no_batch_size_does(sampler, options, check
     asked = pixels("1", 1, **options)
     assert pixels("3", 3, **options) == pixels("64", 64, **options) == asked
     for key in options.keys() - {"sampler"}:
-        assert pixels(f"without-{key}", 64, **{k: v for k, v in options.items() if not k.startswith(key)}) != asked
+        dropped = (key, "cfg_zero") if key == "guidance" else (key,)  # cfg_zero alone is refused
+        assert pixels(f"without-{key}", 64, **{k: v for k, v in options.items() if not k.startswith(dropped)}) != asked
 
 
 def test_mask_k_is_the_first_mask_of_seed_plus_k_and_of_any_company(checkpoint, tmp_path):
@@ -303,6 +306,72 @@ def test_a_share_of_steps_that_holds_no_whole_step_is_refused(checkpoint: str, t
         planned(module, cfg_for(checkpoint, tmp_path / "a", **how))
     for enough in ({"zero_init": 0.063}, {"steps": (25,)}, {"steps": (4, 25)}):
         planned(module, cfg_for(checkpoint, tmp_path / "a", **how | enough))
+
+
+HEUN: dict[str, Any] = {"sampler": "heun", "steps": (4,)}
+BAND: dict[str, Any] = {"guidance": 2.0, "guidance_from": 0.3, "guidance_to": 0.48}
+FLOW, JUMPS, HELD = FlowCfg(), ShortcutCfg(), ShortcutCfg(train_guidance=2.0)
+
+
+@pytest.mark.parametrize(("trained", "how", "said"), [
+    (FLOW, {**HEUN, **BAND}, r"guidance_from is 0\.3 and guidance_to is 0\.48, but no step .* begins at 0\.5, or ask"),
+    (JUMPS, {"steps": (1, 2, 4), **BAND}, "no step begins between them, .* begins at 0.5, or ask for more steps"),
+    (FLOW, {"times": "0,0.2,0.6,1", **BAND}, r"no step begins between them, .* begins at 0\.2,"),
+    (FLOW, {"steps": (10,), "guidance": 2.0, "guidance_to": 0.2, "zero_init": 0.2}, r"which begins at 0\.2,"),
+    (JUMPS, {"steps": (1,), "shift": 3.0}, "shift is 3, but a single step has no times between noise and mask"),
+    (FLOW, {**HEUN, "cfg_zero": True}, "cfg_zero is on, but it corrects guidance, which comes to 1 in every step"),
+    (FLOW, {**HEUN, "cfg_zero": True, "zero_init": 0.25}, "cfg_zero is on, .*: ask for more guidance, such as 2"),
+    (HELD, {**HEUN, "cfg_zero": True, "guidance": 0.5}, "cfg_zero is on, but it corrects guidance, which comes to 1"),
+])  # fmt: skip
+def test_an_option_that_would_change_nothing_is_refused(
+    trained: Any, how: dict[str, Any], said: str, checkpoint: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        planned(FakeModule(trained), cfg_for(checkpoint, tmp_path / "a", **how))
+
+
+@pytest.mark.parametrize(("trained", "how"), [
+    (FLOW, {**HEUN, **BAND, "guidance_to": 0.51}), (FLOW, {**HEUN, **BAND, "shift": 0.5}),
+    (JUMPS, {"steps": (1, 3), **BAND}), (FLOW, {"times": "0,0.3,1", **BAND}),
+    (JUMPS, {"steps": (1,), "guidance": 2.0, "guidance_to": 0.1}), (JUMPS, {"steps": (1, 2), "shift": 3.0}),
+    (FLOW, {**HEUN, "cfg_zero": True, "guidance": 0.0}), (HELD, {**HEUN, "cfg_zero": True}),
+    (HELD, {**HEUN, "cfg_zero": True, **BAND, "guidance_to": 0.51}), (FLOW, {**HEUN, "zero_init": 0.25}),
+    (FLOW, {**HEUN, "cfg_zero": True, "guidance": 2.0, "guidance_from": 0.5, "negative_prompt": "a dog"}),
+])  # fmt: skip
+def test_an_option_that_changes_a_mask_at_one_step_count_is_not(
+    trained: Any, how: dict[str, Any], checkpoint: str, tmp_path: Path
+) -> None:
+    planned(FakeModule(trained), cfg_for(checkpoint, tmp_path / "a", **how))
+
+
+def test_a_picture_of_the_fewest_steps_of_an_evaluation_may_leave_its_options_without_effect() -> None:
+    sampler = sampler_for(JUMPS)
+    cfg = EvaluateCfg("x", steps=(1, 4), shift=3.0, guidance=2.0, guidance_from=0.3)
+    assert [way.steps for way in recipes(sampler, [1], None, cfg)] == [1]
+    with pytest.raises(ConfigError, match="no step begins between them"):
+        recipes(sampler, [1], None, replace(cfg, steps=(1,)))
+
+
+def test_options_of_masks_are_refused_for_a_model_of_ordinary_images() -> None:
+    for cfg, said in (
+        (GenerateCfg(prompt=("x",), threshold=0.4), "threshold is 0.4, but this model draws ordinary .* at 0.5"),
+        (GenerateCfg(prompt=("x",), one_bit=True), "one_bit is True, but this model draws ordinary .* at False"),
+    ):
+        with pytest.raises(ConfigError, match=said):
+            require_masks(cfg, 3)
+        require_masks(cfg, 1)
+    require_masks(GenerateCfg(prompt=("x",)), 3)
+
+
+def test_every_seed_of_a_generation_can_be_given_again() -> None:
+    """PyTorch's generators take 2**32 for 0."""
+    last = 2**32 - 1
+    with pytest.raises(ConfigError, match=r"seed \+ num is 4294967297, but it must be at most 4294967296"):
+        GenerateCfg(prompt=("x",), seed=last, num=2)
+    assert GenerateCfg(prompt=("x",), seed=last - 4, num=5).seed == last - 4
+    ways: list[dict[str, Any]] = [{"to_prompt": "y"}, {"to_seed": last}]
+    for way in ways:
+        assert GenerateCfg(prompt=("x",), seed=last, num=5, **way).on_a_way  # all of them have the first seed
 
 
 def test_files_name_the_weights_that_drew_them(checkpoint: str, tmp_path: Path) -> None:

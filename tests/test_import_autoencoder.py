@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import TINY_2
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, UNet2DModel
+from safetensors.torch import load_file, save_file
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import ImportedCfg
@@ -22,6 +23,14 @@ def small(channels: int) -> AutoencoderKL:
         in_channels=channels, out_channels=channels, latent_channels=4, block_out_channels=(8, 8, 16),
         norm_num_groups=4, down_block_types=("DownEncoderBlock2D",) * 3, up_block_types=("UpDecoderBlock2D",) * 3,
     )  # fmt: skip
+
+
+def lacking(folder: Path, **others: torch.Tensor) -> None:
+    """An autoencoder without the weights of its encoder, or with ``others`` in their place."""
+    small(1).save_pretrained(folder)
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    kept = weights | others if others else {name: w for name, w in weights.items() if not name.startswith("encoder.")}
+    save_file(kept, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
 
 
 @pytest.fixture(scope="module", params=[3, 1])
@@ -87,13 +96,22 @@ def test_a_stage_2_learns_on_it_and_its_file_draws_alone(imported: tuple[Path, A
     (["--vae", "nowhere/at/all"], "could not be read as an AutoencoderKL"),
     (["--vae", "VAE", "--data.channels", "3"], "but data.channels is 3"),
     (["--vae", "VAE", "--data.image-size", "30"], "take a multiple of 4"),
+    (["--vae", "UNET"], "but its weights lack decoder.conv_in.bias or hold it in another shape"),
+    (["--vae", "HALF"], "but its weights lack encoder.conv_in.bias or hold it in another shape"),
+    (["--vae", "OTHER"], "but its weights lack decoder.conv_out.weight or hold it in another shape (as 1 of"),
 ])  # fmt: skip
 def test_what_cannot_be_imported_is_refused_in_one_sentence(
     extra: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     small(1).save_pretrained(tmp_path / "vae")
-    words = [str(tmp_path / "vae") if word == "VAE" else word for word in extra]
+    UNet2DModel(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=(8, 8), norm_num_groups=4,
+        down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2, add_attention=False,
+    ).save_pretrained(tmp_path / "unet")  # fmt: skip
+    lacking(tmp_path / "half")
+    lacking(tmp_path / "other", **{"decoder.conv_out.weight": torch.zeros(1, 3, 3, 3)})
+    words = [str(tmp_path / word.lower()) if word.isupper() else word for word in extra]
     with pytest.raises(SystemExit) as end:
         take(["animals-tiny", "--runs", str(tmp_path / "runs"), *words])
     assert end.value.code == 2

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from configs.diffusion_cfg import Stage2Cfg
 from configs.evaluate_cfg import EvaluateCfg
 from configs.sampler_cfg import ShortcutCfg
 from data.masks import MaskSet
+from metrics.comparison import as_row, quality_figure
 from metrics.geometry import describe
 from metrics.reconstruction import iou
-from metrics.report import as_table, summary
+from metrics.report import as_table, summaries, summary
 from scripts.evaluate import draw_order, evaluate, reals_like, sketches_of
 
 
@@ -190,3 +192,22 @@ def test_what_cannot_be_judged_is_refused():
 def test_a_summary_has_a_spread_only_where_there_are_several_values():
     assert summary([2.0]) == {"mean": 2.0}
     assert summary([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5)}
+
+
+def test_numbers_that_not_all_repetitions_have_are_left_out(tmp_path: Path) -> None:
+    """Retrieval wants a hundred captions, and a draw may have fewer of them than another."""
+    both, one = {"a": 1.0, "b": 2.0}, {"a": 3.0}
+    for results in ([both, one], [one, both]):
+        assert summaries(results) == {"a": {"mean": 2.0, "std": pytest.approx(2**0.5)}}
+    assert list(summaries([{"b": 1.0, "a": 1.0}, both])) == ["b", "a"]
+
+    def judged(**further: float) -> dict[str, Any]:
+        numbers = {key: {"mean": value} for key, value in {"frechet": 1.0, **further}.items()}
+        trained = {"train": {"max_steps": 7, "seed": 0}}
+        return {"guidance": 1.0, "num": 5, "trained": trained, "real": numbers, "steps": [{"steps": 1} | numbers]}
+
+    for reports in ([judged(), judged(retrieval=0.5)], [judged(retrieval=0.5), judged()]):
+        row = as_row("a", reports)
+        assert set(row["steps"]["1"]) == set(row["real"]) == {"frechet"}
+        quality_figure([as_row("b", [report]) for report in reports], tmp_path / "a.png")
+    assert (tmp_path / "a.png").exists()

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 
 from configs.cli import to_dict
 from configs.presets import STAGE_2
+from configs.run_folder import command_line, go_on, parted
+from configs.whole_file import file_hash
 from metrics.curves import LEFT, RIGHT, WIDTH, line_chart, number, smoothed
 from metrics.pictures import keep_picture, kept_pictures
 from metrics.run_report import read_columns, report_if_possible, write_report
@@ -108,6 +111,58 @@ def test_a_stage_1_from_a_config_file_names_no_preset_for_stage_2(run_dir: Path)
     assert "bash scripts/train_stage_2.sh PRESET --autoencoder" in Page(write_report(run_dir).read_text()).text
 
 
+def started(monkeypatch: pytest.MonkeyPatch, *argv: str, **env: int) -> str:
+    """What is recorded of a process that was started with these words in this environment."""
+    for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in env.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.setattr(sys, "argv", list(argv))
+    return command_line()
+
+
+def test_a_training_of_several_processes_is_recorded_with_its_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
+    argv = ("scripts/train_stage_2.py", "icons", "--train.run-dir", "runs/a b")
+    plain, own = "bash scripts/train_stage_2.sh icons", "train_stage_2 icons"
+    cases: list[tuple[str, dict[str, int]]] = [
+        (plain, {}),
+        (plain, {"LOCAL_RANK": 0, "WORLD_SIZE": 2}),  # Lightning has started the other process
+        (plain, {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1, "WORLD_SIZE": 1}),
+        (f"bash scripts/launch.sh 8 {own}", {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 8, "WORLD_SIZE": 8}),
+        (f"NODES=3 NODE=0 HEAD=address bash scripts/launch.sh 2 {own}",
+         {"LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 2, "WORLD_SIZE": 6}),
+    ]  # fmt: skip
+    for words, env in cases:
+        recorded = started(monkeypatch, *argv, **env)
+        assert recorded == f"{words} --train.run-dir 'runs/a b'"
+        assert parted(recorded)[1] == list(argv[1:])
+    assert started(monkeypatch, "scripts/bakeoff.py", LOCAL_WORLD_SIZE=2, WORLD_SIZE=2) == ""
+
+
+@pytest.mark.parametrize("machines", ["", "NODES=2 NODE=0 HEAD=address "])
+def test_what_several_processes_began_is_gone_on_with_in_as_many(run_dir: Path, machines: str) -> None:
+    run = json.loads((run_dir / "run.json").read_text())
+    launcher, config = f"{machines}bash scripts/launch.sh 2 train_stage_2", shlex.quote(str(run_dir / "config.json"))
+    (run_dir / "run.json").write_text(json.dumps(run | {"started_by": f"{launcher} icons --train.run-dir x"}))
+    there = shlex.quote(str(run_dir))
+    text = Page(write_report(run_dir).read_text()).text
+    assert f"{launcher} icons --train.run-dir {there} --train.resume auto --train.max-steps 3000" in text
+    assert go_on(run_dir) == f"{launcher} {config} --train.run-dir {there} --train.resume auto"
+    by = f"{machines}bash scripts/launch.sh 2 train_stage_1 icons"
+    (run_dir / "run.json").write_text(json.dumps(run | {"kind": "autoencoder", "started_by": by}))
+    assert "bash scripts/train_stage_2.sh icons --autoencoder" in Page(write_report(run_dir).read_text()).text
+
+
+def test_words_of_the_page_itself_may_stand_in_what_it_shows(run_dir: Path) -> None:
+    folder = run_dir.rename(run_dir.with_name("KIND of ABOUT"))
+    run = json.loads((folder / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(run | {"data": "folder:TITLE CONTENT"}))
+    text = write_report(folder).read_text()
+    assert "<h1>KIND of ABOUT</h1>" in text
+    assert "folder:TITLE CONTENT · complete" in text
+    assert text.count("<h2>Commands</h2>") == 1
+
+
 def test_columns_are_by_training_step_and_what_was_done_again_replaces_the_rest(run_dir: Path) -> None:
     columns = read_columns(run_dir)
     assert columns["loss"] == [(5, 2.0), (10, 1.0)]
@@ -132,17 +187,72 @@ def test_no_prompt_of_foreign_data_is_run_by_a_shell_that_the_command_is_pasted_
     assert f"--prompt {shlex.quote(prompt)} --num 16" in Page(write_report(run_dir).read_text()).text
 
 
-def test_an_evaluation_beside_it_is_what_quality_is_read_from(run_dir: Path) -> None:
+def evaluate(run_dir: Path, **further: str) -> None:
+    """Leave an evaluation.json in a run folder."""
     steps = [{"steps": n, "frechet": {"mean": 3.0 / n}, "accuracy": {"mean": 0.9}} for n in (1, 4, 32)]
     (run_dir / "evaluation.json").write_text(json.dumps({
         "steps": steps, "real": {"frechet": {"mean": 0.07}}, "num": 933, "features": "classifier", "sampler": "flow",
-        "guidance": 1.0,
+        "guidance": 1.0, **further,
     }))  # fmt: skip
+
+
+def test_an_evaluation_beside_it_is_what_quality_is_read_from(run_dir: Path) -> None:
+    evaluate(run_dir)
     report([str(run_dir)])
     text = (run_dir / "report.html").read_text()
     assert "933 masks per step count" in text
     assert "<title>32: 0.09375</title>" in text
     assert "real masks <b>0.07</b>" in text
+
+
+@pytest.mark.parametrize("parts", [False, True], ids=["file", "parts"])
+def test_an_evaluation_of_an_earlier_state_is_not_taken_for_one_of_this(run_dir: Path, parts: bool) -> None:
+    def save(name: str, content: str) -> None:
+        folder = run_dir / f"{content}.parts"
+        if parts:
+            folder.mkdir()
+            for file in ("about.pt", "shard-00001-model-00001-of-00001.safetensors"):
+                (folder / file).write_text(f"{file} {content}")
+            (run_dir / name).unlink(missing_ok=True)
+            (run_dir / name).symlink_to(folder.name)
+        else:
+            (run_dir / name).write_text(content)
+
+    save("last.ckpt", "earlier")
+    (run_dir / "best.ckpt").symlink_to("nothing")
+    digest = file_hash(run_dir / "last.ckpt")
+    evaluate(run_dir, checkpoint_sha256=digest)
+    text = write_report(run_dir).read_text()
+    assert "From evaluation.json, which judged last.ckpt: 933 masks" in text
+    assert "<title>32: 0.09375</title>" in text
+    (run_dir / "best.ckpt").unlink()
+    (run_dir / "last.ckpt").rename(run_dir / "best.ckpt")
+    save("last.ckpt", "later")
+    assert "From evaluation.json, which judged best.ckpt: 933 masks" in write_report(run_dir).read_text()
+    (run_dir / "best.ckpt").unlink()
+    text = write_report(run_dir).read_text()
+    assert "evaluation.json judged none of the checkpoints that are here now" in text
+    assert "<title>4: 2</title>" in text
+    assert "<title>32: 0.09375</title>" not in text
+
+
+def test_checkpoints_are_read_only_where_there_is_an_evaluation(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (run_dir / "best.ckpt").write_text("weights")
+    (run_dir / "last.ckpt").hardlink_to(run_dir / "best.ckpt")
+    read: list[str] = []
+
+    def note(path: Path) -> str:
+        read.append(path.name)
+        return ""
+
+    monkeypatch.setattr("metrics.run_report.file_hash", note)
+    write_report(run_dir)
+    assert read == []
+    evaluate(run_dir, checkpoint_sha256="0")
+    write_report(run_dir)
+    assert read == ["last.ckpt"]  # both names are of one file
 
 
 def test_a_failure_to_write_is_one_warning(run_dir: Path) -> None:
