@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -17,6 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tqdm import tqdm
 
@@ -42,6 +43,7 @@ from metrics.progress import StepProgress
 from metrics.quality import Prompted, QualityMonitor
 from metrics.run_report import report_if_possible
 from metrics.trackers import build_loggers, close, require_packages
+from models.agreement import weights_digest
 from models.checkpoint import CheckpointError, whole
 from models.cuda_graphs import replay_calls, require_one_gpu
 from models.export import KEY, MAKE
@@ -51,13 +53,14 @@ from models.hardware import (
     low_precision,
     precision_for,
     processes,
+    require_address,
     require_port,
     set_memory_format,
 )
 from models.resume import UNDO, Resume, as_before, find_resume, require_fit
 from models.saving import LAST, Checkpoints, WholeCheckpoints, require_space
 from models.sharding import SharedOut
-from models.steps import StepRoutine
+from models.steps import StepRoutine, WholeStepTimer
 from models.stopping import GracefulStop, together
 
 
@@ -78,10 +81,28 @@ def quiet() -> None:
 
 def strategy_for(cfg: TrainerCfg, devices: int, nodes: int) -> Strategy | str:
     shares = {"fsdp": (devices * nodes, 1), "hybrid": (nodes, devices)}  # models/sharding.py says what they mean
+    if cfg.strategy == "hybrid" and devices == 1 < nodes:
+        raise ConfigError(f"train.strategy is 'hybrid', but each of the {nodes} machines has one process, among which "
+                          "there is nothing to share out: take ddp, or fsdp to share over all machines")  # fmt: skip
     timeout = timedelta(seconds=cfg.timeout)
     if cfg.strategy in shares:
         return SharedOut(*shares[cfg.strategy], cfg.checkpoint_parts, timeout)
     return DDPStrategy(timeout=timeout) if cfg.strategy == "ddp" or devices * nodes > 1 else "auto"
+
+
+def own_start(devices: int, nodes: int) -> list[LightningEnvironment]:
+    """What keeps Lightning from taking the tasks of a SLURM job for the processes of a training that none of them is.
+
+    Raises:
+        ConfigError: srun started several processes, but not as many as the training has.
+    """
+    if "SLURM_JOB_ID" not in os.environ or "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's
+        return []
+    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+    if tasks > 1 and tasks != devices * nodes:
+        raise ConfigError(f"srun has started {tasks} processes, but the training has {devices} on each of {nodes} "
+                          "machine(s): start it with scripts/launch.slurm")  # fmt: skip
+    return [] if tasks > 1 else [LightningEnvironment()]
 
 
 def build_trainer(
@@ -91,6 +112,7 @@ def build_trainer(
     devices, nodes = processes(cfg)
     checkpoints, routine = Checkpoints(run_dir, monitor, mode), StepRoutine(cfg, clip_norm, run_dir)
     stop = GracefulStop(run_dir)
+    limit = [WholeStepTimer(timedelta(minutes=cfg.max_minutes))] if cfg.max_minutes else []
     for callback in extra:
         if isinstance(callback, Drawing):
             callback.pause = stop.pause
@@ -102,7 +124,6 @@ def build_trainer(
         precision=precision_for(cfg),  # type: ignore[arg-type]  # one of Lightning's literals
         max_epochs=-1,
         max_steps=cfg.max_steps,
-        max_time=timedelta(minutes=cfg.max_minutes) if cfg.max_minutes else None,
         accumulate_grad_batches=cfg.accumulate,
         val_check_interval=min(cfg.val_every, cfg.max_steps) * cfg.accumulate,
         check_val_every_n_epoch=None,
@@ -112,8 +133,8 @@ def build_trainer(
         enable_model_summary=False,
         logger=build_loggers(cfg, run_dir),
         default_root_dir=run_dir,
-        callbacks=[stop, routine, StepProgress(), LearningRateMonitor("step"), *extra, checkpoints],
-        plugins=[WholeCheckpoints()],
+        callbacks=[stop, routine, *limit, StepProgress(), LearningRateMonitor("step"), *extra, checkpoints],
+        plugins=[WholeCheckpoints(), *own_start(devices, nodes)],
     )
 
 
@@ -123,8 +144,11 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     require_packages(cfg.train)
     print(as_text(cfg), flush=True)
     L.seed_everything(cfg.train.seed, verbose=False)
-    if math.prod(processes(cfg.train)) > 1:
+    devices, nodes = processes(cfg.train)
+    if devices * nodes > 1:
         require_port()
+    if nodes > 1:
+        require_address()
     run_dir = choose_run_dir(cfg.train, name)
     data = MaskDataModule(cfg.data, cfg.train.seed)
     try:
@@ -165,6 +189,7 @@ def fit(
             describe_run(run_dir, kind, module.data, "unfinished")
         # Lightning sets callbacks on its trainer without declaring them.
         stop = next(callback for callback in trainer.callbacks if isinstance(callback, GracefulStop))  # type: ignore[attr-defined]
+        stop.facts = facts(module, data, resume)
         with together(trainer, stop):
             trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
             finish(trainer, module, data, run_dir, kind)
@@ -174,6 +199,18 @@ def fit(
             if trainer.is_global_zero and trainer.global_step:
                 report_if_possible(run_dir)
         release(run_dir)
+
+
+def facts(module: Any, data: MaskDataModule, resume: Resume | None) -> dict[str, object]:
+    """What all processes of a training must have found alike; each reads the disk for itself."""
+    found: dict[str, object] = {
+        "the step to resume from": resume.content["global_step"] if resume else 0,
+        "the masks to train on": data.train_set.digest,
+        "the held-out masks": data.val_set.digest,
+    }
+    if isinstance(module, DiffusionModule):
+        found["the autoencoder"] = weights_digest(module.autoencoder.state_dict())
+    return found
 
 
 @contextlib.contextmanager
@@ -364,7 +401,8 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule, folder: Path) -
     device = first_device(module.cfg.train)
     encoder = module.autoencoder.to(device)
     used = {name: value for name, value in encoder.state_dict().items() if not name.startswith("vae.")}
-    key = latents_key(data.train_set.images, f"{data.variants} {precision_for(module.cfg.train)} {device.type}", used)
+    how = f"{data.variants} {precision_for(module.cfg.train)} {device.type} {weights_digest(used)}"
+    key = latents_key(data.train_set.images, how)
     known = read_latents(folder, key)
     sketches = module.net.sketch is not None  # which are made of the masks
     if known is not None:
@@ -377,7 +415,8 @@ def cache_latents(module: DiffusionModule, data: MaskDataModule, folder: Path) -
             bar.update(len(x))
     moments = torch.stack([torch.cat(parts) for _, parts in sorted(variants.items())])
     keep_latents(folder, key, moments)
-    data.use_latents(moments, sketches)
+    known = read_latents(folder, key)  # mapped from the file, which all processes of a machine then share
+    data.use_latents(moments if known is None else known, sketches)
 
 
 def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:

@@ -1,5 +1,6 @@
 """A set of masks with prompts in memory, and the one error that data raises."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,12 @@ class MaskSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def digest(self) -> str:
+        """Short SHA-256 of how many there are, of which size, from where and with which prompts, in their order."""
+        told = "\0".join([str(self.images.shape), *self.names, *self.prompts])
+        return hashlib.sha256(told.encode("utf-8", "surrogatepass")).hexdigest()[:12]
 
     def select(self, indices: np.ndarray | Sequence[int]) -> "MaskSet":
         """The images at ``indices`` (integers), in that order."""

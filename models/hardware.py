@@ -115,6 +115,24 @@ def require_port() -> None:
         ) from None
 
 
+def require_address() -> None:
+    """Raise ConfigError where other machines would be told to find this one at an address that is theirs, too."""
+    head = os.environ.get("MASTER_ADDR", "")
+    if "GLOO_SOCKET_IFNAME" in os.environ or head == "localhost" or head.startswith("127."):
+        return  # chosen; or all "machines" are this one
+    name = socket.gethostname()
+    try:
+        address = socket.gethostbyname(name)
+    except OSError:
+        return  # gloo looks for another
+    if address.startswith("127."):
+        raise ConfigError(
+            f"this machine's name, {name}, stands for {address}, where no other machine can reach it: set the "
+            "environment variable GLOO_SOCKET_IFNAME to the name of its network interface (ip -brief address lists "
+            "them), or mend /etc/hosts"
+        )
+
+
 def set_memory_format(module: nn.Module, net: nn.Module, inputs: tuple[Any, ...], cfg: TrainerCfg) -> None:
     """Lay out all filters in the format that is faster for ``net`` where it will train.
 

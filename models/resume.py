@@ -16,6 +16,7 @@ from configs.run_folder import put_right
 from configs.trainer_cfg import TrainerCfg
 from models.checkpoint import CheckpointError, read_checkpoint, whole
 from models.export import KEY
+from models.parts import is_parts, read_about
 
 MADE = "made_with"  # a checkpoint's entry with what decides the bits of a training
 STATE = frozenset(("state_dict", "global_step", "loops", "optimizer_states", "lr_schedulers"))
@@ -53,7 +54,7 @@ def find_resume(cfg: Stage1Cfg | Stage2Cfg, kind: str) -> Resume | None:
         return None
     found = [Path(train.resume)]
     if train.resume == "auto":
-        found = sorted(Path(train.run_dir).glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+        found = sorted(Path(train.run_dir).glob("*.ckpt"), key=progress, reverse=True)
     for path in found:
         try:
             content = read_checkpoint(path, kind, make, only="autoencoder.")
@@ -73,9 +74,28 @@ def find_resume(cfg: Stage1Cfg | Stage2Cfg, kind: str) -> Resume | None:
         apart = differences(old, cfg)
         changed = [line for line in apart if not line.startswith(("train.resume:", "train.run_dir:"))]
         print(f"resuming from {path}", *changed, sep="\n  ", flush=True)
-        return Resume(path, content, changed)
+        return Resume(path, lighter(content, "autoencoder."), changed)
     print(f"{train.run_dir} holds no checkpoint to resume from: starting anew", flush=True)
     return None
+
+
+def progress(path: Path) -> tuple[int, float]:
+    """(update, time of writing) of a checkpoint, by which the furthest is found also after files were copied; an update
+    of -1 for one that cannot be read."""
+    try:
+        about = read_about(path) if is_parts(path) else torch.load(path, "cpu", weights_only=True, mmap=True)
+        return int(about["global_step"]), path.stat().st_mtime
+    except Exception:  # torch raises six unrelated types for damaged files; what is wrong is told when it is its turn
+        return -1, path.stat().st_mtime
+
+
+def lighter(content: dict[str, Any], kept: str) -> dict[str, Any]:
+    """A checkpoint whose weights have shapes and strides but no values, save those whose names begin with ``kept``.
+
+    Lightning reads the file once more; the memory is the training's meanwhile.
+    """
+    state = {name: x if name.startswith(kept) else x.to("meta") for name, x in content["state_dict"].items()}
+    return content | {"state_dict": state, "optimizer_states": []}
 
 
 def as_before(cfg: TrainerCfg, content: Mapping[str, Any]) -> TrainerCfg:
@@ -83,7 +103,7 @@ def as_before(cfg: TrainerCfg, content: Mapping[str, Any]) -> TrainerCfg:
     named = {"32-true": "fp32", "bf16-mixed": "bf16-mixed", "16-mixed": "fp16-mixed"}
     if cfg.precision == "auto" and MADE in content:
         cfg = replace(cfg, precision=named[content[MADE]["precision"]])  # type: ignore[arg-type]  # one of its literals
-    if cfg.channels_last == "auto":
+    if cfg.channels_last == "auto" and cfg.strategy not in ("fsdp", "hybrid"):  # which have one layout
         filters = [value for value in content["state_dict"].values() if value.ndim == 4]
         last = any(not f.is_contiguous() and f.is_contiguous(memory_format=torch.channels_last) for f in filters)
         cfg = replace(cfg, channels_last="on" if last else "off")

@@ -41,6 +41,23 @@ def time_used(trainer: L.Trainer) -> float:
     return timer.time_elapsed() / (timer.time_elapsed() + left) if timer and left is not None else 0.0
 
 
+class WholeStepTimer(Timer):
+    """Lightning's time limit, which ends a training only after an update: never with gradients still being added up."""
+
+    step = -1
+
+    @property
+    def state_key(self) -> str:
+        return "Timer"
+
+    def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self.step = trainer.global_step
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any, **kwargs: Any) -> None:
+        if trainer.global_step != self.step:
+            super().on_train_batch_end(trainer, *args, **kwargs)
+
+
 class StepRoutine(Callback):
     """The random stream, time used, gradient clipping, the logged gradient norm and speed, the watch on the numbers.
 

@@ -20,6 +20,7 @@ from torch import distributed
 
 from configs.checks import first_line
 from configs.run_folder import is_child
+from models.agreement import require_agreement
 from models.saving import LAST, kept
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -48,6 +49,8 @@ class GracefulStop(Callback):
         self.process = os.getpid()
         self.agreeing: Any = None  # group of processes that talk without the accelerator
         self.children: list[subprocess.Popen[bytes]] = []
+        self.facts: dict[str, object] = {}
+        """Thing -> what this process found; all must have found the same."""
 
     def note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self.process:
@@ -82,6 +85,9 @@ class GracefulStop(Callback):
         if trainer.world_size > 1:
             timeout = getattr(trainer.strategy, "_timeout", None)
             self.agreeing = distributed.new_group(backend="gloo", timeout=timeout)
+            everywhere: list[Any] = [None] * trainer.world_size
+            distributed.all_gather_object(everywhere, self.facts, self.agreeing)
+            require_agreement(everywhere)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.step = trainer.global_step

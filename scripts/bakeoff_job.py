@@ -21,7 +21,8 @@ def main(argv: list[str] | None = None) -> None:
             from trainer import train_stage_1
 
             cfg = from_dict(Stage1Cfg, about["config"])
-            train_stage_1(replace(cfg, train=replace(cfg.train, run_dir=str(folder), resume="auto")), folder.name)
+            train = replace(cfg.train, run_dir=str(folder), resume="auto", devices=1)
+            train_stage_1(replace(cfg, train=train), folder.name)
         else:
             train_and_judge(folder, about)
         (folder / "best.ckpt").unlink(missing_ok=True)  # the last one is what is judged
@@ -35,7 +36,8 @@ def train_and_judge(folder: Path, about: dict[str, Any]) -> None:
 
     run = folder / "run.json"
     if not run.exists() or json.loads(run.read_text())["status"] != "complete":
-        train_stage_2(from_dict(Stage2Cfg, about["config"]), folder.name)
+        cfg = from_dict(Stage2Cfg, about["config"])
+        train_stage_2(replace(cfg, train=replace(cfg.train, devices=1)), folder.name)  # what is judged here, and timed
         if json.loads(run.read_text())["status"] != "complete":
             raise SystemExit(130)  # interrupted: not to be judged
     for guidance in about["guidance"]:

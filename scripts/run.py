@@ -6,7 +6,7 @@ from contextlib import contextmanager
 
 MENDABLE_OS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 MENDABLE = {  # by name: their modules take seconds to import
-    "CheckpointError", "DataError", "MisconfigurationException", "SamplerMismatch",
+    "CheckpointError", "DataError", "DisagreementError", "MisconfigurationException", "SamplerMismatch",
 }  # fmt: skip
 ON_THE_WAY = {"SaveError", "NonFiniteError", "LostProcessError"}
 OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError"}

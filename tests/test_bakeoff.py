@@ -118,6 +118,8 @@ def test_a_bakeoff_trains_judges_and_goes_on_where_it_was(
     costs = json.loads((folder / "costs.json").read_text())
     assert rows[2]["training_steps"] == round(4 * costs["flow"] / costs["soflow"])
     assert (folder / "results.png").exists()
+    for run in ("flow-seed0", "soflow-seed0"):  # one device each, as its step was timed, however many there are
+        assert json.loads((folder / run / "config.json").read_text())["train"]["devices"] == 1
     assert "| soflow |" in (folder / "results.md").read_text()
     with pytest.raises(SystemExit, match="2"):
         bakeoff.main(cfg(folder, **{"--steps": "8"}))

@@ -15,6 +15,7 @@ from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import nn
 
 from autoencoder import load_autoencoder
@@ -22,13 +23,14 @@ from configs.autoencoder_cfg import Stage1Cfg
 from configs.checks import ConfigError
 from configs.run_folder import choose_run_dir, describe_run, lock, newest_complete, release
 from configs.trainer_cfg import TrainerCfg
-from configs.whole_file import same_file, sweep, write_text, write_whole
+from configs.whole_file import file_hash, same_file, sweep, write_text, write_whole
 from models.checkpoint import CheckpointError, describe
 from models.export import KEY
-from models.hardware import LAUNCHED, require_port
-from models.resume import MADE, as_before, find_resume, require_fit
+from models.hardware import LAUNCHED, require_address, require_port
+from models.resume import MADE, as_before, find_resume, lighter, require_fit
 from models.saving import Checkpoints, SaveError, WholeCheckpoints, kept, move, require_space
 from scripts.run import refuse_kindly
+from trainer import own_start, strategy_for
 
 ROOT = Path(__file__).parents[1]
 
@@ -268,6 +270,30 @@ def test_resume_takes_the_newest_whole_checkpoint_and_says_which(
         find_resume(to_resume(tmp_path), "autoencoder")
 
 
+def test_resume_takes_the_furthest_checkpoint_whenever_its_file_was_written(tmp_path: Path) -> None:
+    """A folder that was copied has the times of the copying."""
+    checkpoint(tmp_path / "last.ckpt", 9000, age=60)
+    checkpoint(tmp_path / "best.ckpt", 500)
+    found = find_resume(to_resume(tmp_path), "autoencoder")
+    assert found
+    assert found.content["global_step"] == 9000
+    checkpoint(tmp_path / "kept.ckpt", 9000, age=120)
+    found = find_resume(to_resume(tmp_path), "autoencoder")
+    assert found
+    assert found.path.name == "last.ckpt"
+
+
+def test_a_resumed_training_holds_no_copy_of_the_weights_it_reads_again() -> None:
+    filters = torch.ones(2, 3, 3, 3).to(memory_format=torch.channels_last)
+    content = {"state_dict": {"net.f": filters, "autoencoder.f": filters}, "optimizer_states": [{"x": filters}], "a": 1}
+    held = lighter(content, "autoencoder.")
+    assert held["state_dict"]["net.f"].is_meta
+    assert held["state_dict"]["autoencoder.f"] is filters
+    assert (held["optimizer_states"], held["a"]) == ([], 1)
+    assert as_before(TrainerCfg(precision="fp32"), held).channels_last == "on"
+    assert {name: x.shape for name, x in held["state_dict"].items()} == dict.fromkeys(held["state_dict"], filters.shape)
+
+
 def test_resuming_shows_what_differs_and_says_when_there_is_nothing_to_do(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -324,6 +350,8 @@ def test_what_auto_was_measured_to_be_is_kept_by_a_resume() -> None:
         assert kept.precision == {"32-true": "fp32", "bf16-mixed": "bf16-mixed"}[precision]
         named = TrainerCfg(precision="fp32", channels_last="off")
         assert as_before(named, {"state_dict": {"f": filters}, MADE: {"precision": precision}}) == named
+        shared = as_before(TrainerCfg(strategy="fsdp"), {"state_dict": {"f": filters}, MADE: {"precision": precision}})
+        assert shared.channels_last == "auto"  # "on" would be refused there
 
 
 def test_another_batch_size_goes_on_after_the_masks_seen() -> None:
@@ -351,7 +379,7 @@ def test_running_out_of_memory_and_ctrl_c_end_in_one_sentence(
 
 
 def test_an_export_that_is_not_as_told_beside_it_is_refused(tmp_path: Path) -> None:
-    from models.checkpoint import file_hash, read_checkpoint
+    from models.checkpoint import read_checkpoint
     from models.export import write_export
 
     path = tmp_path / "model.safetensors"
@@ -393,6 +421,49 @@ def test_a_port_that_is_taken_or_none_at_all_is_refused_where_processes_are_to_b
         require_port()
     monkeypatch.delenv("RANK")
     require_port()
+
+
+def test_a_machine_that_no_other_can_reach_by_its_name_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "10.0.0.7")
+    require_address()
+    monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")  # as Debian and Ubuntu write /etc/hosts
+    with pytest.raises(ConfigError, match=r"stands for 127\.0\.1\.1, .* GLOO_SOCKET_IFNAME"):
+        require_address()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # all of them are this machine
+    require_address()
+    monkeypatch.setenv("MASTER_ADDR", "node-1")
+    monkeypatch.setenv("GLOO_SOCKET_IFNAME", "eth0")
+    require_address()
+
+
+@pytest.mark.parametrize(("variables", "found"), [
+    ({}, []),
+    ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, [LightningEnvironment]),  # sbatch, and the command by itself
+    ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, [LightningEnvironment]),  # which is none of the job's tasks
+    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2"}, []),  # srun, a task for each process
+    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "LOCAL_WORLD_SIZE": "2"}, []),  # torchrun inside of srun
+    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "4"}, None),
+])  # fmt: skip
+def test_tasks_of_slurm_are_taken_for_processes_only_where_srun_started_these(
+    variables: dict[str, str], found: list[type] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    if found is None:
+        with pytest.raises(ConfigError, match=r"srun has started 4 processes, but the training has 2 .*launch\.slurm"):
+            own_start(2, 1)
+        return
+    assert [type(plugin) for plugin in own_start(2, 1)] == found
+
+
+def test_sharing_out_inside_machines_of_one_process_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"each of the 8 machines has one process.*take ddp, or fsdp"):
+        strategy_for(TrainerCfg(strategy="hybrid"), 1, 8)
+    strategy_for(TrainerCfg(strategy="hybrid"), 2, 8)
 
 
 def test_what_a_checkpoint_tells_lightning_to_call_is_not_called(

@@ -1,6 +1,7 @@
 """Losses and gradients that are no finite numbers: never in the weights, named, or left out up to a stated number."""
 
 import math
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,13 +9,14 @@ from typing import Any
 import pytest
 import torch
 from conftest import TINY_1
+from lightning.pytorch.callbacks import Timer
 from test_faults_resume import content, same, small, train
 from torch import nn
 
 from autoencoder import AutoencoderModule
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 from models.optim import build_optimizer
-from models.steps import NonFiniteError, StepRoutine
+from models.steps import NonFiniteError, StepRoutine, WholeStepTimer
 
 
 class Steps:
@@ -70,6 +72,22 @@ def test_the_time_that_is_used_is_that_of_the_first_process(tmp_path: Path) -> N
         assert module.used == 0  # without a time limit there is nothing to ask
         getattr(StepRoutine(TrainerCfg(max_minutes=1), 1.0, tmp_path), name)(trainer, module, *rest)
         assert module.used == 0.75
+
+
+def test_a_time_limit_ends_a_training_only_after_an_update() -> None:
+    """Else gradients that are still being added up would be lost, and their masks count as seen."""
+    timer = WholeStepTimer(timedelta(seconds=-1))  # it is over
+    trainer: Any = SimpleNamespace(
+        global_step=3, should_stop=False, strategy=SimpleNamespace(broadcast=lambda own: own)
+    )
+    timer.on_train_batch_start(trainer, None, {}, 0)
+    timer.on_train_batch_end(trainer, None, {}, {}, 0)
+    assert not trainer.should_stop
+    timer.on_train_batch_start(trainer, None, {}, 1)
+    trainer.global_step = 4
+    timer.on_train_batch_end(trainer, None, {}, {}, 1)
+    assert trainer.should_stop
+    assert timer.state_key == Timer(timedelta(seconds=1)).state_key  # a training of before goes on with its time
 
 
 def test_the_speed_counts_the_masks_of_the_batches_however_large_they_are(

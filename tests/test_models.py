@@ -319,6 +319,18 @@ def test_prompts_mean_the_same_when_most_are_forgotten(encoder: TextEncoder) -> 
         assert not one.tokens[~one.keep].any()
 
 
+def test_the_prompts_that_were_read_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgetful, read = TextEncoder(TextCfg(max_tokens=8), cache_size=5), []
+    monkeypatch.setattr(forgetful, "read", lambda prompt: read.append(prompt) or prompt)
+    for prompt in "abcdef":
+        forgetful([prompt])
+    assert list(forgetful.cache) == ["d", "e", "f"]
+    assert len(forgetful.states) == 1 + 3 * 3  # [CLS], a letter, [SEP]
+    del read[:]
+    forgetful(["f", "e", "d"])
+    assert not read
+
+
 def test_prompts_mean_the_same_inside_a_bf16_training(encoder: TextEncoder) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         inside = TextEncoder(TextCfg(max_tokens=8))(["a whale"])
