@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 from conftest import TINY_2
+from PIL import Image
 from test_readme import commands_of, parse_command
 from torch import nn
 
@@ -20,6 +21,7 @@ from configs.backbone_cfg import BackboneCfg
 from configs.bakeoffs import PLANS
 from configs.data_cfg import DataCfg
 from configs.sampler_cfg import FlowMapCfg
+from data.images import read_mask
 from data.masks import MaskSet
 from data.sources import LOADERS, Loader, load_splits
 from diffusion import DiffusionModule
@@ -81,7 +83,7 @@ def test_the_objective_of_the_page_trains_draws_and_enters_a_comparison(
     exec(objective, names)
     exec(plan, names)
     entrants = PLANS["mine"]()
-    assert set(entrants) == {"shortcut-paper", "trajectory", "halves"}
+    assert set(entrants) == {"flow", "halves"}
     cfg = replace(TINY_2, sampler=entrants["halves"].stage_2.sampler)
     module = DiffusionModule(cfg, tiny_autoencoder.eval().requires_grad_(False))
     torch.nn.init.normal_(module.teacher.conv_out.weight, std=0.05)
@@ -124,6 +126,19 @@ def test_the_data_set_of_the_page_is_split_and_holds_what_its_prompts_say(tables
         area = masks.images.mean((1, 2))
         large = np.array(masks.prompts) == "a large disc"
         assert area[large].min() > area[~large].max() > 0
+
+
+def test_the_lines_of_the_page_take_label_images_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.zeros((20, 30), np.uint16)
+    labels[2:6, 3:9], labels[10:15, 20:22], labels[5:8, 8:12] = 1, 300, 2
+    (tmp_path / "label_images").mkdir()
+    Image.fromarray(labels).save(tmp_path / "label_images" / "field.tif")
+    monkeypatch.chdir(tmp_path)
+    exec(examples("own-data.md")[0], {})
+    made = {path.name: read_mask(path) for path in sorted((tmp_path / "my_masks").iterdir())}
+    assert {name: (mask.shape, mask.sum()) for name, mask in made.items()} == {
+        "field-1.png": ((8, 10), 23), "field-2.png": ((7, 8), 12), "field-300.png": ((9, 6), 10),
+    }
 
 
 def test_every_error_text_of_the_page_is_one_of_the_code() -> None:

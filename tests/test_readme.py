@@ -50,8 +50,11 @@ def parse_command(words: list[str]) -> str:
     script = next(word for word in words if "scripts" in word)
     name = Path(script).stem if script.endswith(".sh") else script.rpartition(".")[2]
     rest = words[words.index(script) + 1 :]
-    if name in PRESETS:
-        parse_preset(PRESETS[name], rest, name)
+    if script.startswith("scripts/launch."):  # of several processes: what they run
+        started = next(word for word in rest if not word.isdigit())
+        parse_command([f"scripts.{started}", *rest[rest.index(started) + 1 :]])
+    elif name in PRESETS:
+        parse_preset(PRESETS[name], rest[1:] if rest[:1] == ["runs/mine/config.json"] else rest, name)
     elif name == "benchmark":
         parse(BenchmarkCfg, rest, name, flags=True)
     elif name in CONFIGS:
