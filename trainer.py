@@ -17,7 +17,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import ClusterEnvironment, LightningEnvironment, SLURMEnvironment
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tqdm import tqdm
 
@@ -50,12 +50,13 @@ from models.export import KEY, MAKE
 from models.hardware import (
     compile_networks,
     first_device,
+    launched_by_torchrun,
     low_precision,
     precision_for,
     processes,
-    require_address,
-    require_port,
+    require_processes,
     set_memory_format,
+    tasks_of_srun,
 )
 from models.resume import UNDO, Resume, as_before, find_resume, require_fit
 from models.saving import LAST, Checkpoints, WholeCheckpoints, require_space
@@ -81,28 +82,17 @@ def quiet() -> None:
 
 def strategy_for(cfg: TrainerCfg, devices: int, nodes: int) -> Strategy | str:
     shares = {"fsdp": (devices * nodes, 1), "hybrid": (nodes, devices)}  # models/sharding.py says what they mean
-    if cfg.strategy == "hybrid" and devices == 1 < nodes:
-        raise ConfigError(f"train.strategy is 'hybrid', but each of the {nodes} machines has one process, among which "
-                          "there is nothing to share out: take ddp, or fsdp to share over all machines")  # fmt: skip
     timeout = timedelta(seconds=cfg.timeout)
     if cfg.strategy in shares:
         return SharedOut(*shares[cfg.strategy], cfg.checkpoint_parts, timeout)
     return DDPStrategy(timeout=timeout) if cfg.strategy == "ddp" or devices * nodes > 1 else "auto"
 
 
-def own_start(devices: int, nodes: int) -> list[LightningEnvironment]:
-    """What keeps Lightning from taking the tasks of a SLURM job for the processes of a training that none of them is.
-
-    Raises:
-        ConfigError: srun started several processes, but not as many as the training has.
-    """
-    if "SLURM_JOB_ID" not in os.environ or "LOCAL_WORLD_SIZE" in os.environ:  # torchrun's
+def starters() -> list[ClusterEnvironment]:
+    """What keeps Lightning from taking the tasks of a SLURM job for processes of a training that none of them is."""
+    if "SLURM_JOB_ID" not in os.environ or launched_by_torchrun():
         return []
-    tasks = int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
-    if tasks > 1 and tasks != devices * nodes:
-        raise ConfigError(f"srun has started {tasks} processes, but the training has {devices} on each of {nodes} "
-                          "machine(s): start it with scripts/launch.slurm")  # fmt: skip
-    return [] if tasks > 1 else [LightningEnvironment()]
+    return [SLURMEnvironment(auto_requeue=False) if tasks_of_srun() > 1 else LightningEnvironment()]
 
 
 def build_trainer(
@@ -134,7 +124,7 @@ def build_trainer(
         logger=build_loggers(cfg, run_dir),
         default_root_dir=run_dir,
         callbacks=[stop, routine, *limit, StepProgress(), LearningRateMonitor("step"), *extra, checkpoints],
-        plugins=[WholeCheckpoints(), *own_start(devices, nodes)],
+        plugins=[WholeCheckpoints(), *starters()],
     )
 
 
@@ -144,11 +134,7 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     require_packages(cfg.train)
     print(as_text(cfg), flush=True)
     L.seed_everything(cfg.train.seed, verbose=False)
-    devices, nodes = processes(cfg.train)
-    if devices * nodes > 1:
-        require_port()
-    if nodes > 1:
-        require_address()
+    require_processes(cfg.train)
     run_dir = choose_run_dir(cfg.train, name)
     data = MaskDataModule(cfg.data, cfg.train.seed)
     try:

@@ -77,7 +77,7 @@ class TrainerCfg:
     run_dir: str = ""
     """This training's folder; empty: a new one under runs/, named after the preset."""
     resume: str = "none"
-    """none, auto (the newest checkpoint of run_dir), or the path of a checkpoint."""
+    """none, auto (the furthest checkpoint of run_dir), or the path of a checkpoint."""
     timeout: float = 600.0
     """Seconds that one process waits for the others before it gives up; starting and judging must fit in."""
     skip_nonfinite: int = 0

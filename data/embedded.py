@@ -23,7 +23,8 @@ def load(source: EmbeddedSource, cfg: DataCfg) -> tuple[MaskSet, MaskSet | None]
     if source.name != "collages64":
         return _as_asked(stored(source.name), cfg), None
     icons = split_by_content(stored("icons64"), cfg.val_fraction)
-    train, test = (collages(own.images, number, 0) for own, number in zip(icons, COLLAGES, strict=True))
+    fitted = (fit_masks(own.images, cfg.image_size) for own in icons)  # before there are captions of them
+    train, test = (collages(own, number, 0) for own, number in zip(fitted, COLLAGES, strict=True))
     return _as_asked(train, cfg), _as_asked(test, cfg)
 
 

@@ -90,13 +90,39 @@ def low_precision(cfg: TrainerCfg) -> AbstractContextManager[object]:
     return torch.autocast(first_device(cfg).type, torch.bfloat16)
 
 
+def launched_by_torchrun() -> bool:
+    """Whether torchrun has started this process; Lightning sets the second of the two variables in its own."""
+    return "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def tasks_of_srun() -> int:
+    """How many processes srun has started with this one; 1 where it has not."""
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1"))
+
+
 def processes(cfg: TrainerCfg) -> tuple[int, int]:
     """(processes on this machine, machines): what a launcher has started, else what the config says."""
-    if "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun's
+    if launched_by_torchrun():
         here = int(os.environ["LOCAL_WORLD_SIZE"])
         return here, int(os.environ["WORLD_SIZE"]) // here
     on_gpu = cfg.accelerator in ("auto", "gpu") and torch.cuda.is_available()
     return cfg.devices or (torch.cuda.device_count() if on_gpu else 1), cfg.nodes
+
+
+def require_processes(cfg: TrainerCfg) -> None:
+    """Raise ConfigError where the processes of a training would not be as many as it has, or would never meet."""
+    devices, nodes = processes(cfg)
+    if cfg.strategy == "hybrid" and devices == 1 < nodes:
+        raise ConfigError(f"train.strategy is 'hybrid', but each of the {nodes} machines has one process, among which "
+                          "there is nothing to share out: take ddp, or fsdp to share over all machines")  # fmt: skip
+    tasks = 1 if launched_by_torchrun() else tasks_of_srun()
+    if tasks > 1 and tasks != devices * nodes:
+        raise ConfigError(f"srun has started {tasks} processes, but the training has {devices} on each of {nodes} "
+                          "machine(s): start it with scripts/launch.slurm")  # fmt: skip
+    if devices * nodes > 1:
+        require_port()
+    if nodes > 1:
+        require_address()
 
 
 def require_port() -> None:
@@ -124,12 +150,12 @@ def require_address() -> None:
     try:
         address = socket.gethostbyname(name)
     except OSError:
-        return  # gloo looks for another
-    if address.startswith("127."):
+        address = "no address"
+    if address == "no address" or address.startswith("127."):
         raise ConfigError(
-            f"this machine's name, {name}, stands for {address}, where no other machine can reach it: set the "
-            "environment variable GLOO_SOCKET_IFNAME to the name of its network interface (ip -brief address lists "
-            "them), or mend /etc/hosts"
+            f"this machine's name, {name}, stands for {address}, so that it would wait where no other machine can "
+            "reach it: set the environment variable GLOO_SOCKET_IFNAME to the name of its network interface "
+            "(ip -brief address lists them), or mend /etc/hosts"
         )
 
 

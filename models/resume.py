@@ -1,5 +1,6 @@
 """Going on from a checkpoint: which one, what is different now, and what must stay as it was."""
 
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -80,13 +81,13 @@ def find_resume(cfg: Stage1Cfg | Stage2Cfg, kind: str) -> Resume | None:
 
 
 def progress(path: Path) -> tuple[int, float]:
-    """(update, time of writing) of a checkpoint, by which the furthest is found also after files were copied; an update
-    of -1 for one that cannot be read."""
+    """(update, time of writing) of a checkpoint, by which the furthest is found also after files were copied; one that
+    cannot be read comes before all, to be warned of."""
     try:
         about = read_about(path) if is_parts(path) else torch.load(path, "cpu", weights_only=True, mmap=True)
         return int(about["global_step"]), path.stat().st_mtime
-    except Exception:  # torch raises six unrelated types for damaged files; what is wrong is told when it is its turn
-        return -1, path.stat().st_mtime
+    except Exception:  # torch raises six unrelated types for damaged files
+        return sys.maxsize, 0.0
 
 
 def lighter(content: dict[str, Any], kept: str) -> dict[str, Any]:

@@ -74,6 +74,15 @@ class GracefulStop(Callback):
             return int(value)
         return self.asked
 
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let the processes compare their facts, before they exchange anything of a network or a checkpoint."""
+        if trainer.world_size > 1:
+            timeout = getattr(trainer.strategy, "_timeout", None)
+            self.agreeing = distributed.new_group(backend="gloo", timeout=timeout)
+            everywhere: list[Any] = [None] * trainer.world_size
+            distributed.all_gather_object(everywhere, self.facts, self.agreeing)
+            require_agreement(everywhere)
+
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Lightning has put handlers of its own in place, which talk to other processes at any moment. When training
         # ends it gives each signal its effect of before.
@@ -82,12 +91,6 @@ class GracefulStop(Callback):
                 signal.signal(number, self.note)
         if trainer.received_sigterm:
             self.asked = signal.SIGTERM
-        if trainer.world_size > 1:
-            timeout = getattr(trainer.strategy, "_timeout", None)
-            self.agreeing = distributed.new_group(backend="gloo", timeout=timeout)
-            everywhere: list[Any] = [None] * trainer.world_size
-            distributed.all_gather_object(everywhere, self.facts, self.agreeing)
-            require_agreement(everywhere)
 
     def on_train_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
         self.step = trainer.global_step

@@ -153,7 +153,8 @@ class TextEncoder:
         """
         missing = [p for p in dict.fromkeys(prompts) if p not in self.cache]
         if missing and len(self.cache) + len(missing) > self.cache_size:
-            self._forget(set(prompts))
+            self._forget(max(0, self.cache_size - len(set(prompts))) // 2)
+            missing = [p for p in dict.fromkeys(prompts) if p not in self.cache]
         self._fill(missing)
         self.states = self.states.to(device)
         start, count = torch.tensor([self.cache[p] for p in prompts], dtype=torch.long).reshape(-1, 2, 1).unbind(1)
@@ -164,19 +165,12 @@ class TextEncoder:
         rows, keep = (value.to(device, non_blocking=on_gpu) for value in (torch.where(keep, start + place, 0), keep))
         return Condition(self.states[rows].float(), keep)
 
-    def _forget(self, asked: set[str]) -> None:
-        """Keep those that are ``asked`` for now, and of the others half as many as there is room for, read last."""
-        others = [prompt for prompt in self.cache if prompt not in asked]
-        room = max(0, self.cache_size - len(asked)) // 2
-        kept = [prompt for prompt in self.cache if prompt in asked] + others[max(0, len(others) - room) :]
-        found, end, places = [self.states[:1]], 1, self.cache
-        self.cache = {}
-        for prompt in kept:
-            start, count = places[prompt]
-            found.append(self.states[start : start + count])
-            self.cache[prompt] = (end, count)
-            end += count
-        self.states = torch.cat(found)
+    def _forget(self, room: int) -> None:
+        """Keep so many prompts, those that were read last. Their rows of states lie in the order of the cache."""
+        kept = dict(list(self.cache.items())[max(0, len(self.cache) - room) :])
+        first = next(iter(kept.values()))[0] if kept else len(self.states)
+        self.states = torch.cat([self.states[:1], self.states[first:]])
+        self.cache = {prompt: (start - first + 1, count) for prompt, (start, count) in kept.items()}
 
     @torch.inference_mode()
     @torch.autocast("cpu", enabled=False)  # features must not depend on whether a training or a preview asks first

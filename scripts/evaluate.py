@@ -169,7 +169,7 @@ def sketch_grid(module: Any, held_out: MaskSet, cfg: EvaluateCfg) -> Image:
     real, prompts = torch.from_numpy(held_out.images[order]), [held_out.prompts[i] for i in order]
     sketches = sketches_of(real, cfg.seed)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
-    (way,) = recipes(sampler, [min(cfg.steps)], None, cfg)
+    way = min(recipes(sampler, cfg.steps, None, cfg), key=lambda way: way.steps)
     device, drawn = choose_device(cfg.accelerator), []
     for prompt, sketch in zip(prompts, sketches, strict=True):
         one = replace(way, sketch=sketch[None])

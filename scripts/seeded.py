@@ -83,7 +83,7 @@ def recipes(
 
     Raises:
         ConfigError: a step count, times or guidance that this sampler cannot take, or an option that would change no
-            mask at any step count that ``cfg`` asks for.
+            mask at any of the step counts.
     """
     guidance = Guidance(cfg.guidance, cfg.guidance_from, cfg.guidance_to, cfg.cfg_zero, cfg.zero_init)
     further |= {"bf16": cfg.precision == "bf16"}
@@ -95,9 +95,8 @@ def recipes(
             require_effect(sampler, guidance, [sampler.grid(None, times, start=start)], away)
             return [Recipe(sampler, len(times) - 1, times, guidance, **further)]
         counts = list(steps) or [sampler.cfg.steps]
-        asked = list(dict.fromkeys([*counts, *getattr(cfg, "steps", ())]))  # a picture may be of one of many counts
-        require_effect(sampler, guidance, [sampler.grid(count, None, cfg.shift, start) for count in asked], away)
-        if cfg.shift != 1 and asked == [1]:
+        require_effect(sampler, guidance, [sampler.grid(count, None, cfg.shift, start) for count in counts], away)
+        if cfg.shift != 1 and set(counts) == {1}:
             raise ConfigError(f"shift is {cfg.shift:g}, but a single step has no times between noise and mask to move: "
                               "ask for more steps, or leave it at 1")  # fmt: skip
     except ValueError as error:

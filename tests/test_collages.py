@@ -102,3 +102,4 @@ def test_held_out_pictures_are_made_of_held_out_icons(icons: np.ndarray, monkeyp
     assert data_fingerprint(cfg) == "embedded:collages64 64px 1ch"
     small, _ = load_splits(DataCfg(EmbeddedSource("collages64"), image_size=32))
     assert small.images.shape[1:] == (32, 32)
+    assert small.prompts == [geometry.caption for geometry in describe(torch.from_numpy(small.images))]

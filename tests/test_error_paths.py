@@ -138,6 +138,8 @@ def test_one_process_of_a_launcher_writes_what_there_is_once(tmp_path: Path, mon
         path.unlink()  # as another process does that tries the same folder
 
     monkeypatch.setattr(Path, "touch", touched)
+    for name in ("RANK", "NODE_RANK", "SLURM_PROCID", "MASK_RUN_DIR"):
+        monkeypatch.delenv(name, raising=False)
     choose_run_dir(TrainerCfg(run_dir=str(tmp_path)), "x")
     assert is_first()
     release(tmp_path)

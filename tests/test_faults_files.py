@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.plugins.environments import LightningEnvironment, SLURMEnvironment
 from torch import nn
 
 from autoencoder import load_autoencoder
@@ -26,11 +26,11 @@ from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import file_hash, same_file, sweep, write_text, write_whole
 from models.checkpoint import CheckpointError, describe
 from models.export import KEY
-from models.hardware import LAUNCHED, require_address, require_port
+from models.hardware import LAUNCHED, require_address, require_port, require_processes
 from models.resume import MADE, as_before, find_resume, lighter, require_fit
 from models.saving import Checkpoints, SaveError, WholeCheckpoints, kept, move, require_space
 from scripts.run import refuse_kindly
-from trainer import own_start, strategy_for
+from trainer import starters
 
 ROOT = Path(__file__).parents[1]
 
@@ -249,8 +249,7 @@ def to_resume(folder: Path, **train: Any) -> Stage1Cfg:
     return Stage1Cfg(train=TrainerCfg(run_dir=str(folder), resume="auto", **train))
 
 
-@pytest.mark.filterwarnings("ignore:.*trying an older one")
-@pytest.mark.parametrize("damage", ["cut", "empty", "text"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "nowhere"])
 def test_resume_takes_the_newest_whole_checkpoint_and_says_which(
     damage: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -260,13 +259,19 @@ def test_resume_takes_the_newest_whole_checkpoint_and_says_which(
     assert found
     assert found.content["global_step"] == 4
     whole = (tmp_path / "last.ckpt").read_bytes()
-    (tmp_path / "last.ckpt").write_bytes({"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no model"}[damage])
-    found = find_resume(to_resume(tmp_path), "autoencoder")
+    (tmp_path / "last.ckpt").unlink()
+    if damage == "nowhere":  # a link to parts that were not copied
+        (tmp_path / "last.ckpt").symlink_to("last-4")
+    else:
+        bad = {"cut": whole[: len(whole) // 2], "empty": b"", "text": b"no model"}[damage]
+        (tmp_path / "last.ckpt").write_bytes(bad)
+    with pytest.warns(UserWarning, match=r"last\.ckpt.*trying an older one"):
+        found = find_resume(to_resume(tmp_path), "autoencoder")
     assert found
     assert found.content["global_step"] == 2
     assert f"resuming from {tmp_path / 'best.ckpt'}" in capsys.readouterr().out
     (tmp_path / "best.ckpt").write_bytes(b"")
-    with pytest.raises(CheckpointError):  # nothing is begun anew over what cannot be read
+    with pytest.raises(CheckpointError), pytest.warns(UserWarning, match="trying an older one"):  # nothing begins anew
         find_resume(to_resume(tmp_path), "autoencoder")
 
 
@@ -431,6 +436,13 @@ def test_a_machine_that_no_other_can_reach_by_its_name_is_refused(monkeypatch: p
     monkeypatch.setattr(socket, "gethostbyname", lambda name: "127.0.1.1")  # as Debian and Ubuntu write /etc/hosts
     with pytest.raises(ConfigError, match=r"stands for 127\.0\.1\.1, .* GLOO_SOCKET_IFNAME"):
         require_address()
+
+    def unknown(name: str) -> str:
+        raise socket.gaierror("Name or service not known")
+
+    monkeypatch.setattr(socket, "gethostbyname", unknown)
+    with pytest.raises(ConfigError, match=r"stands for no address, .* GLOO_SOCKET_IFNAME"):
+        require_address()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")  # all of them are this machine
     require_address()
     monkeypatch.setenv("MASTER_ADDR", "node-1")
@@ -442,28 +454,30 @@ def test_a_machine_that_no_other_can_reach_by_its_name_is_refused(monkeypatch: p
     ({}, []),
     ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "1"}, [LightningEnvironment]),  # sbatch, and the command by itself
     ({"SLURM_JOB_ID": "1", "SLURM_NTASKS": "2"}, [LightningEnvironment]),  # which is none of the job's tasks
-    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2"}, []),  # srun, a task for each process
-    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2", "LOCAL_WORLD_SIZE": "2"}, []),  # torchrun inside of srun
+    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "2"}, [SLURMEnvironment]),  # srun, a task for each process
+    ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "4", "LOCAL_WORLD_SIZE": "2", "WORLD_SIZE": "2"}, []),  # torchrun's
     ({"SLURM_JOB_ID": "1", "SLURM_STEP_NUM_TASKS": "4"}, None),
 ])  # fmt: skip
 def test_tasks_of_slurm_are_taken_for_processes_only_where_srun_started_these(
     variables: dict[str, str], found: list[type] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE"):
+    for name in ("SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_STEP_NUM_TASKS", "LOCAL_WORLD_SIZE", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
+    cfg = TrainerCfg(devices=2, accelerator="cpu")
     if found is None:
         with pytest.raises(ConfigError, match=r"srun has started 4 processes, but the training has 2 .*launch\.slurm"):
-            own_start(2, 1)
+            require_processes(cfg)
         return
-    assert [type(plugin) for plugin in own_start(2, 1)] == found
+    require_processes(cfg)
+    assert [type(plugin) for plugin in starters()] == found
 
 
 def test_sharing_out_inside_machines_of_one_process_is_refused() -> None:
+    cfg = TrainerCfg(strategy="hybrid", devices=1, nodes=8, run_dir="x")
     with pytest.raises(ConfigError, match=r"each of the 8 machines has one process.*take ddp, or fsdp"):
-        strategy_for(TrainerCfg(strategy="hybrid"), 1, 8)
-    strategy_for(TrainerCfg(strategy="hybrid"), 2, 8)
+        require_processes(cfg)
 
 
 def test_what_a_checkpoint_tells_lightning_to_call_is_not_called(

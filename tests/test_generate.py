@@ -20,15 +20,13 @@ from PIL import Image
 
 from configs.checks import ConfigError
 from configs.data_cfg import DataCfg, FolderSource
-from configs.evaluate_cfg import EvaluateCfg
 from configs.generate_cfg import GenerateCfg
 from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
 from data.folder import load_folder
-from samplers import SamplerMismatch, sampler_for
+from samplers import SamplerMismatch
 from scripts import generate_masks
 from scripts.generate_masks import generate_to_folder, main, planned, read_prompts
 from scripts.mask_files import Plan, output_folder, require_masks, slug, unique_slugs
-from scripts.seeded import recipes
 
 ROOT = Path(__file__).parents[1]
 
@@ -342,14 +340,6 @@ def test_an_option_that_changes_a_mask_at_one_step_count_is_not(
     trained: Any, how: dict[str, Any], checkpoint: str, tmp_path: Path
 ) -> None:
     planned(FakeModule(trained), cfg_for(checkpoint, tmp_path / "a", **how))
-
-
-def test_a_picture_of_the_fewest_steps_of_an_evaluation_may_leave_its_options_without_effect() -> None:
-    sampler = sampler_for(JUMPS)
-    cfg = EvaluateCfg("x", steps=(1, 4), shift=3.0, guidance=2.0, guidance_from=0.3)
-    assert [way.steps for way in recipes(sampler, [1], None, cfg)] == [1]
-    with pytest.raises(ConfigError, match="no step begins between them"):
-        recipes(sampler, [1], None, replace(cfg, steps=(1,)))
 
 
 def test_options_of_masks_are_refused_for_a_model_of_ordinary_images() -> None:
