@@ -63,9 +63,9 @@ class Stage2Cfg:
     autoencoder: str = "auto"
     """Stage 1's checkpoint; auto: the newest complete one of the same data under the runs folder, or that of init."""
     init: str = ""
-    """Begin with the weights of this model (a stage-2 checkpoint, an export, icons or animals); its autoencoder,
-    network and text settings are taken over, an encoder of sketches if backbone.sketch asks for one. Empty: begin
-    anew."""
+    """Begin with the weights of this model (a stage-2 checkpoint, an export, icons, animals or geometry); its
+    autoencoder, network and text settings are taken over, an encoder of sketches if backbone.sketch asks for one.
+    Empty: begin anew."""
     data: DataCfg = field(default_factory=DataCfg)
     backbone: Backbone = field(default_factory=UNetCfg)
     text: TextCfg = field(default_factory=TextCfg)

@@ -11,14 +11,14 @@ class ExportCfg:
     """Everything that an export needs."""
 
     checkpoint: str
-    """Stage 2's checkpoint; for graphs also an export, or icons or animals, which come with the project."""
+    """Stage 2's checkpoint; or an export, or icons, animals or geometry, which come with the project."""
     format: Literal["safetensors", "onnx", "pt2"] = "safetensors"
     """safetensors: weights and config, for this project. onnx or pt2 (torch.export): text projection, network steps and
     decoder as a graph for any program, checked against the model and timed beside it."""
     steps: int = 1
     """Network steps of a graph."""
     out: str = ""
-    """The file to write, and a .json beside it; empty: model.FORMAT beside the checkpoint (runs for icons, animals)."""
+    """The file to write, and a .json beside it; empty: model.FORMAT beside the checkpoint (runs for our own)."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the weights of safetensors; bf16 takes half the space. Graphs are in fp32."""
     overwrite: bool = False

@@ -16,8 +16,8 @@ class GenerateCfg(SamplingCfg):
     """Everything that a generation needs."""
 
     checkpoint: str = "icons"
-    """A model that comes with the project (icons: anything, 64 px; animals: ten of them, 32 px), or the path of a
-    stage-2 checkpoint or export."""
+    """A model that comes with the project (icons: anything, 64 px; animals: ten of them, 32 px; geometry: prompts such
+    as "two small round blobs, left", 64 px), or the path of a stage-2 checkpoint or export."""
     prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
     """What to draw; give it several times for several prompts ("" asks for nothing in particular)."""
     prompts_file: str = ""
@@ -53,7 +53,7 @@ class GenerateCfg(SamplingCfg):
     threshold: float = 0.5
     """Probability above which a pixel is foreground."""
     out: str = ""
-    """Folder to write to; empty: a new one, masks-1, masks-2 ..., beside the checkpoint (runs for icons, animals)."""
+    """Folder to write to; empty: a new one, masks-1, masks-2 ..., beside the checkpoint (runs for our own)."""
     overwrite: bool = False
     """Write into a folder that is not empty; the files of its earlier manifest are removed first."""
     resume: bool = False

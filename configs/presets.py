@@ -157,7 +157,7 @@ def stage2_icons_sketch() -> Stage2Cfg:
 
 def stage2_geometry() -> Stage2Cfg:
     """Captions of geometry, such as "three small round blobs, left", in pictures of pieces of icons: an hour on two
-    cores. What the quickstart begins with for masks without captions of their own."""
+    cores. What the quickstart begins with at 64 pixels for masks without captions of their own."""
     return Stage2Cfg(
         init="icons",
         data=COLLAGES,
@@ -166,7 +166,7 @@ def stage2_geometry() -> Stage2Cfg:
         sampler=TRAJECTORY,
         optim=OptimCfg(lr=1e-3, warmup_steps=100),
         ema=EMACfg(0.999, 0.998),
-        train=TrainerCfg(max_steps=8000, val_every=1000, quality=0),
+        train=TrainerCfg(max_steps=6900, val_every=1150, quality=0),
     )
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from configs.checks import ConfigError
 
 FOLDER = Path(__file__).parents[1] / "models" / "shipped"
-SHIPPED = {name: FOLDER / f"{name}.safetensors" for name in ("icons", "animals")}
+SHIPPED = {name: FOLDER / f"{name}.safetensors" for name in ("icons", "animals", "geometry")}
 
 
 def checkpoint_path(name: str) -> Path:

@@ -15,6 +15,9 @@ from configs.presets import TRAJECTORY
 from configs.quickstart_cfg import Facts, QuickstartCfg, own_masks
 from configs.shipped import checkpoint_path
 from data.fit import fit_masks
+from diffusion import load_diffusion
+from metrics.geometry import adherence
+from metrics.grammar import COUNTS, PLACES, SHAPES, SIZES, Geometry
 from scripts import quickstart
 from scripts.mask_model import load_mask_model
 from tests.data_fixtures import write_mask
@@ -51,15 +54,17 @@ def test_the_rules_are_those_of_their_docstring(facts: Facts, expected: tuple[in
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
 
 
-@pytest.mark.parametrize(("facts", "batch", "versions"), [
-    (Facts(450, {32: 0.89}, 17, False), 64, 1),
-    (Facts(100, {32: 0.89}, 17, False, from_geometry=True), 64, 24),
-    (Facts(4096, {32: 0.0, 64: 0.9}, 16, True, from_geometry=True), 512, 2),
+@pytest.mark.parametrize(("facts", "batch", "versions", "init"), [
+    (Facts(450, {32: 0.89}, 17, False), 64, 1, "icons"),
+    (Facts(100, {32: 0.89}, 17, False, from_geometry=True), 64, 24, "geometry"),
+    (Facts(4096, {32: 0.0, 64: 0.9}, 16, True, from_geometry=True), 512, 2, "geometry"),
 ])  # fmt: skip
-def test_at_64_pixels_both_stages_of_icons_are_the_beginning(facts: Facts, batch: int, versions: int) -> None:
+def test_at_64_pixels_both_stages_of_a_model_are_the_beginning(
+    facts: Facts, batch: int, versions: int, init: str
+) -> None:
     stage_1, stage_2 = own_masks("masks", facts, 20.0)
     assert stage_1 is None
-    assert (stage_2.init, stage_2.autoencoder) == ("icons", "auto")
+    assert (stage_2.init, stage_2.autoencoder) == (init, "auto")
     assert stage_2.data.image_size == 64
     assert (stage_2.data.batch_size, stage_2.data.augment.versions) == (batch, versions)
     assert stage_2.train.max_minutes == pytest.approx(18)
@@ -152,3 +157,17 @@ def test_the_shell_script_refuses_what_is_no_option_before_the_set_up() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert "bash scripts/quickstart.sh --data FOLDER" in done.stderr
+
+
+def test_the_model_geometry_places_and_sizes_what_it_is_asked_for() -> None:
+    """What it is there for: a training on masks without captions begins with it (it counts right in half of them)."""
+    asked = [Geometry(count, size, shape, place).caption for count in COUNTS[:3] for size in SIZES[:2]
+             for shape in SHAPES for place in sum(PLACES, ())]  # fmt: skip
+    asked = asked[::2]
+    model = load_diffusion(checkpoint_path("geometry"))
+    noise = torch.randn(len(asked), *model.latent_shape, generator=torch.Generator().manual_seed(0))
+    drawn = model.generate(asked, noise, steps=1) > 0.5
+    found = adherence(drawn, asked)
+    assert found["size_right"] > 0.7
+    assert found["place_right"] > 0.7
+    assert found["count_right"] > 0.35  # of six words
