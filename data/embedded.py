@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 
 from configs.data_cfg import DataCfg, EmbeddedSource
-from data.collages import collages
 from data.fit import fit_masks, masks_to_rgb
 from data.masks import DataError, MaskSet
 from data.split import split_by_content
@@ -22,6 +21,8 @@ def load(source: EmbeddedSource, cfg: DataCfg) -> tuple[MaskSet, MaskSet | None]
     """
     if source.name != "collages64":
         return _as_asked(stored(source.name), cfg), None
+    from data.collages import collages  # with the metrics, which take a second to import
+
     icons = split_by_content(stored("icons64"), cfg.val_fraction)
     fitted = (fit_masks(own.images, cfg.image_size) for own in icons)  # before there are captions of them
     train, test = (collages(own, number, 0) for own, number in zip(fitted, COLLAGES, strict=True))

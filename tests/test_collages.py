@@ -89,11 +89,13 @@ def test_held_out_pictures_are_made_of_held_out_icons(icons: np.ndarray, monkeyp
     cfg = DataCfg(EmbeddedSource("collages64"), image_size=64)
     seen: list[set[bytes]] = []
 
+    make = collages.collages
+
     def noted(own: np.ndarray, number: int, seed: int) -> MaskSet:
         seen.append({icon.tobytes() for icon in own})
-        return collages.collages(own, number, seed)
+        return make(own, number, seed)
 
-    monkeypatch.setattr(embedded, "collages", noted)
+    monkeypatch.setattr(collages, "collages", noted)
     train, test = load_splits(cfg)
     assert (len(train), len(test)) == (300, 40)
     assert not seen[0] & seen[1]
