@@ -26,7 +26,15 @@ from configs.autoencoder_cfg import Stage1Cfg
 from configs.checks import ConfigError, require
 from configs.cli import as_text, differences, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
-from configs.run_folder import choose_run_dir, describe_run, is_complete, is_first, newest_complete, release
+from configs.run_folder import (
+    choose_run_dir,
+    describe_run,
+    is_complete,
+    is_first,
+    launched_by_torchrun,
+    newest_complete,
+    release,
+)
 from configs.sampler_cfg import FlowMapCfg, TrajectoryCfg
 from configs.shipped import checkpoint_path
 from configs.trainer_cfg import TrainerCfg
@@ -50,7 +58,6 @@ from models.export import KEY, MAKE
 from models.hardware import (
     compile_networks,
     first_device,
-    launched_by_torchrun,
     low_precision,
     precision_for,
     processes,

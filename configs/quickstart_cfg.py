@@ -58,7 +58,7 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg | No
     * **Image size**: the smallest at which nine of ten masks are crisp, at most 64 pixels on a CPU and 128 on a GPU.
     * **64 pixels**: begin with both stages of ``icons``, whose autoencoder rebuilds masks that it never saw (IoU 0.998
       on drawn shapes), so that all the time goes into stage 2; with captions of geometry, of ``geometry``, which has
-      the same autoencoder and has learned to count, size and place.
+      the same autoencoder and has learned to size and place (docs/results.md: not to count).
     * **Latent** elsewhere: 8x8 on a CPU and 16x16 on a GPU, so the autoencoder shrinks 32 pixels by 4 and 2, 128 by 8;
       it has 4 channels where it shrinks by up to 4, and 8 where by 8.
     * **Versions**: with captions of geometry, as many of each mask (moved, resized, captioned anew) as make 8,192

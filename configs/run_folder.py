@@ -72,6 +72,11 @@ def choose_run_dir(cfg: TrainerCfg, name: str) -> Path:
     return folder
 
 
+def launched_by_torchrun() -> bool:
+    """Whether torchrun has started this process; Lightning sets the second of the two variables in its own."""
+    return "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ
+
+
 def is_child() -> bool:
     """Whether another process of this training started this one (a second training of one process does not count)."""
     chooser, _, chosen = os.environ.get("MASK_RUN_DIR", "").partition(":")
@@ -171,7 +176,7 @@ def command_line() -> str:
     if name not in STAGES:
         return ""
     words = ["bash", f"scripts/{name}.sh"]
-    if "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ:  # torchrun's; Lightning sets the second alone
+    if launched_by_torchrun():
         here, everywhere = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["WORLD_SIZE"])
         if everywhere > 1:
             words = ["bash", "scripts/launch.sh", str(here), name]

@@ -14,6 +14,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from configs.checks import ConfigError, first_line
+from configs.run_folder import launched_by_torchrun
 from configs.trainer_cfg import TrainerCfg
 
 LAUNCHED = frozenset(("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
@@ -88,11 +89,6 @@ def low_precision(cfg: TrainerCfg) -> AbstractContextManager[object]:
     if precision_for(cfg) != "bf16-mixed":
         return nullcontext()
     return torch.autocast(first_device(cfg).type, torch.bfloat16)
-
-
-def launched_by_torchrun() -> bool:
-    """Whether torchrun has started this process; Lightning sets the second of the two variables in its own."""
-    return "LOCAL_WORLD_SIZE" in os.environ and "WORLD_SIZE" in os.environ
 
 
 def tasks_of_srun() -> int:
