@@ -2,24 +2,30 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
+from configs.sampler_cfg import FlowMapCfg
+from metrics.geometry import describe as describe_masks
+from metrics.geometry import numbers
+from metrics.grammar import WORDS, parse
 from models import build_backbone
 from models.band_loss import BandLoss
 from models.checkpoint import describe, read_checkpoint, whole
 from models.ema import ema_update_, frozen_twin, warmed_decay
 from models.export import KEY, MAKE, with_twins
 from models.optim import build_optimizer, repeatable
+from models.reader import Reader, agreement
 from models.sharding import shard_parts
 from models.sketch import rough_sketch
 from models.steps import logs_after
@@ -28,6 +34,8 @@ from models.vae import Posterior
 from samplers import Sampler, When, build_sampler
 from samplers.base import mean_squared_error
 from samplers.generates import Generates
+from samplers.guidance import Guidance
+from samplers.net import Net
 
 
 class DiffusionModule(Generates, L.LightningModule):
@@ -52,6 +60,10 @@ class DiffusionModule(Generates, L.LightningModule):
         if cfg.sketch.only:
             self.net.requires_grad_(False)
             self.net.sketch.requires_grad_(True)
+        self.reader = None
+        if cfg.reader.weight and isinstance(cfg.sampler, FlowMapCfg):
+            self.reads_only_until = max(cfg.reader.begin, cfg.sampler.begin)  # share of the training
+            self.reader = Reader(self.latent_shape[0], [len(words) for words in WORDS], cfg.reader.width)
         self.measure = mean_squared_error if cfg.sampler.bands == "none" else BandLoss(
             self.latent_shape, cfg.sampler.band_levels, cfg.sampler.bands
         )
@@ -109,12 +121,47 @@ class DiffusionModule(Generates, L.LightningModule):
             self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure,
             perceptual=self.autoencoder.perceptual_error,
         )
+        if self.reader is not None:
+            missed, read = self.follow(self.reader, x1, cond, batch["prompt"])
+            loss, parts = loss + missed, parts | read
         self.log("loss", loss.detach(), prog_bar=True)
         self.parts |= parts  # those of self-consistency are there in every n-th step only
         if logs_after(self.global_step, self.cfg.train):
             self.log_dict({f"train/{name}": value for name, value in self.parts.items()})
             self.parts = {}
         return {"loss": loss} | parts
+
+    def follow(
+        self, reader: Reader, x1: Tensor, cond: Condition, prompts: list[str]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the reader misses in latents x1 [B,Cz,h,w], from which it learns, and in masks drawn in one step for
+        some of the B prompts, from which the network learns: a loss, and its parts.
+        """
+        asked = self.asked(prompts)
+        if self.when().progress < self.reads_only_until:
+            error = reader.error(x1, asked)
+            return error, {"reader": error.detach()}
+        z, shown = self.drawn(self.net, x1, cond)
+        asked_of = asked[: len(z)]
+        missed = reader.missed(z, asked_of)
+        error = reader.error(torch.cat([x1, z.detach()]), torch.cat([asked, shown]))
+        parts = {"reader": error.detach(), "missed": missed.detach(), "as_asked": agreement(shown, asked_of)}
+        return error + self.cfg.reader.weight * missed, parts
+
+    def asked(self, prompts: list[str]) -> Tensor:
+        """[B,4] numbers of the words of B captions of geometry; UNKNOWN for other prompts."""
+        return numbers([parse(prompt) for prompt in prompts]).to(self.device)
+
+    def drawn(self, net: Net, x1: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
+        """Latents [R,Cz,h,w] to which one step leads for the first ``reader.share`` of the prompts, with gradients, and
+        the numbers [R,4] of the words that are true of their masks.
+        """
+        rows = math.ceil(self.cfg.reader.share * len(x1))
+        noise, net = torch.randn_like(x1[:rows]), self.sampler.reading(net)
+        z = self.sampler.walk(net, noise, [0.0, 1.0], cond[:rows], Guidance(), torch.randn_like)
+        with torch.no_grad():
+            masks = self.autoencoder.to_pixels(z.detach()) > 0
+        return z, numbers(describe_masks(masks.cpu())).to(self.device)
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss of the averaged network on held-out masks, with the same noise and times at every validation."""
@@ -125,6 +172,10 @@ class DiffusionModule(Generates, L.LightningModule):
                 measure=self.measure,
                 perceptual=self.autoencoder.perceptual_error,
             )
+            if self.reader is not None:
+                asked = self.asked(batch["prompt"])
+                _, shown = self.drawn(self.average, x1, cond)
+                parts["as_asked"] = agreement(shown, asked[: len(shown)])
         scores = {"val/loss": loss} | {f"val/{name}": value for name, value in parts.items()}
         self.log_dict(scores, batch_size=len(x1), sync_dist=True)
 
@@ -135,7 +186,8 @@ class DiffusionModule(Generates, L.LightningModule):
                 ema_update_(twin, self.net, warmed_decay(decay, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
+        trained = self.net if self.reader is None else nn.ModuleList([self.net, self.reader])
+        return build_optimizer(trained, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = describe("diffusion", to_dict(self.cfg), complete=self.complete, data=self.data)

@@ -153,6 +153,11 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
                 "is mirrored, turned or moved: leave data.augment.hflip, vflip, rot90, affine and elastic at 0, and "
                 "take --data.augment.versions, which makes captions anew"
             )
+        if isinstance(cfg, Stage2Cfg) and cfg.reader.weight and not are_captions(data.train_set.prompts):
+            raise DataError(
+                f"reader.weight is {cfg.reader.weight:g}, but prompts such as {data.train_set.prompts[0]!r} are no "
+                "captions of geometry, which is all that the reader reads: set it to 0"
+            )
     except DataError:
         release(run_dir)
         with contextlib.suppress(OSError):
@@ -305,7 +310,8 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
         raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
                           "such as 64")  # fmt: skip
     require_teacher(cfg, source)
-    taken = replace(cfg, backbone=replace(source.cfg.backbone, sketch=asked), text=source.cfg.text)
+    reader = cfg.reader if source.reader is None else replace(cfg.reader, width=source.cfg.reader.width)
+    taken = replace(cfg, backbone=replace(source.cfg.backbone, sketch=asked), text=source.cfg.text, reader=reader)
     if changed := differences(cfg, taken):
         print(f"settings of init {cfg.init!r} in place of those asked for: {', '.join(changed)}", flush=True)
     return taken, source
@@ -334,6 +340,8 @@ def begin_with(module: DiffusionModule, source: DiffusionModule) -> None:
         own = twin.state_dict()
         given = {name: value for name, value in source.average.state_dict().items() if name in own}
         twin.load_state_dict({name: value for name, value in own.items() if name.startswith("sketch.")} | given)
+    if module.reader is not None and source.reader is not None:
+        module.reader.load_state_dict(source.reader.state_dict())
 
 
 def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderModule]:
@@ -436,11 +444,11 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     replay_calls([module.net, module.teacher], cfg.train)
     module.encode_text.padded = cfg.train.compile or cfg.train.cuda_graphs
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
-    monitor = "val/loss"
+    monitor, mode = ("val/loss", "min") if module.reader is None else ("val/as_asked", "max")
     if cfg.train.quality and cfg.data.channels == 1 and min(len(data.as_read), len(data.val_set)) > 1:
         train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.as_read, data.val_set))
         extra.append(QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir))
-        monitor = "val/frechet_1"
-    build = partial(build_trainer, cfg.train, run_dir, monitor, "min", cfg.optim.clip_norm, extra)
+        monitor, mode = "val/frechet_1", "min"
+    build = partial(build_trainer, cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, extra)
     fit(build, module, data, resume, run_dir, "diffusion")
     return run_dir

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from configs.backbone_cfg import Backbone, UNetCfg
-from configs.checks import fraction, positive, require
+from configs.checks import fraction, non_negative, positive, require
 from configs.data_cfg import DataCfg
 from configs.sampler_cfg import FlowMapCfg, LagrangianCfg, MeanFlowCfg, Sampler, ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
@@ -57,6 +57,27 @@ class SketchCfg:
 
 
 @dataclass(frozen=True)
+class ReaderCfg:
+    """A second network that learns to read captions of geometry off latents, and from which masks drawn in one step
+    learn to be what they are asked for (models/reader.py)."""
+
+    weight: float = 0.0
+    """Of what the reader misses in masks drawn in one step; 0: no reader."""
+    share: float = 0.5
+    """Of a batch's prompts, as many masks are drawn for the reader."""
+    begin: float = 0.0
+    """Share of the training in which the reader only learns; longer if sampler.begin is."""
+    width: int = 64
+    """Channels of the reader."""
+
+    def __post_init__(self) -> None:
+        non_negative("reader.weight", self.weight)
+        require(0 < self.share <= 1, "reader.share", self.share, "above 0 and at most 1")
+        fraction("reader.begin", self.begin, below_one=True)
+        positive("reader.width", self.width)
+
+
+@dataclass(frozen=True)
 class Stage2Cfg:
     """Everything that a stage-2 training needs."""
 
@@ -70,6 +91,7 @@ class Stage2Cfg:
     backbone: Backbone = field(default_factory=UNetCfg)
     text: TextCfg = field(default_factory=TextCfg)
     sketch: SketchCfg = field(default_factory=SketchCfg)
+    reader: ReaderCfg = field(default_factory=ReaderCfg)
     sampler: Sampler = field(default_factory=ShortcutCfg)
     optim: OptimCfg = field(default_factory=OptimCfg)
     ema: EMACfg = field(default_factory=EMACfg)
@@ -82,6 +104,13 @@ class Stage2Cfg:
         if self.backbone.sketch:
             require(self.data.channels == 1, "backbone.sketch", self.backbone.sketch,
                     "0 for ordinary images (data.channels 3): the sketches to learn from are made of masks")
+        if self.reader.weight:
+            require(isinstance(self.sampler, FlowMapCfg), "reader.weight", self.reader.weight,
+                    "0 for an objective that learns no jumps: the reader looks at masks drawn by a single one")
+            require(not self.sketch.only, "reader.weight", self.reader.weight,
+                    "0 where only the encoder of sketches is trained")
+            require(self.train.strategy not in ("fsdp", "hybrid"), "reader.weight", self.reader.weight,
+                    f"0 under train.strategy {self.train.strategy}, which does not share out the reader: take ddp")
         if isinstance(self.sampler, (MeanFlowCfg, LagrangianCfg)):
             # Two probes must lie on one slope of the embedding's fastest wave, or their difference is no derivative.
             fastest = 1 / self.sampler.probe

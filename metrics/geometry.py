@@ -11,7 +11,7 @@
 Since both a caption and a generated mask go through the same function, whether a mask follows its caption is exact.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import astuple, fields
 
 import numpy as np
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from metrics.components import label
-from metrics.grammar import COUNTS, NOTHING, PLACES, SHAPES, SIZES, Geometry, parse
+from metrics.grammar import COUNTS, NOTHING, PLACES, SHAPES, SIZES, WORDS, Geometry, parse
 from metrics.planes import PLUS, SQUARE, as_planes
 
 _CHUNK = 1024  # masks labelled at once
@@ -91,6 +91,11 @@ def right_words(masks: Tensor, prompts: list[str]) -> dict[int, list[bool]]:
         i: [a == b for a, b in zip(astuple(one), astuple(two), strict=True)]
         for (i, one), two in zip(asked.items(), drawn, strict=True)
     }
+
+
+def numbers(found: Sequence[Geometry | None]) -> Tensor:
+    """[N,4] the number of each word in WORDS; -1 where there is none."""
+    return torch.tensor([[-1] * len(WORDS) if one is None else one.numbers for one in found]).reshape(-1, len(WORDS))
 
 
 def adherence(masks: Tensor, prompts: list[str]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The words of captions of geometry; metrics/geometry.py says what each of them means, and measures it."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 COUNTS = ("one", "two", "three", "four", "five", "many")
 SIZES = ("small", "medium", "large")
@@ -28,6 +28,14 @@ class Geometry:
         return f"{self.count} {self.size} {self.shape} blob{'' if self.count == COUNTS[0] else 's'}, {self.place}"
 
 
+    @property
+    def numbers(self) -> list[int]:
+        """Each word's number in WORDS; -1 for one that an empty mask has not."""
+        return [words.index(word) if word else -1 for words, word in zip(WORDS, astuple(self), strict=True)]
+
+
+WORDS = ((*COUNTS, NOTHING), SIZES, SHAPES, sum(PLACES, ()))
+"""Of each property of Geometry, in its order."""
 _CAPTION = re.compile(
     f"({'|'.join(COUNTS)}) ({'|'.join(SIZES)}) ({'|'.join(SHAPES)}) blobs?, ({'|'.join(sum(PLACES, ()))})"
 )

@@ -41,10 +41,13 @@ def read_export(path: Path) -> dict[str, Any]:
 
 
 def averaged(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """What generates masks, of a stage-2 state: the averaged networks and the latents' scale, weights in ``dtype``."""
+    """What generates masks, of a stage-2 state: the averaged networks and the latents' scale, weights in ``dtype``.
+
+    Also what a training that begins with it goes on with: the reader, if there is one.
+    """
     kept = {}
     for name, value in state.items():
-        if name.startswith(("average.", "autoencoder.average.")):
+        if name.startswith(("average.", "autoencoder.average.", "reader.")):
             kept[name] = value.to(dtype) if value.is_floating_point() else value
         elif name.startswith("autoencoder.latent_"):
             kept[name] = value

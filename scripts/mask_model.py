@@ -50,7 +50,7 @@ def load_mask_model(path: str | Path, device: str | torch.device = "cpu", bf16: 
         model = MaskModel(from_dict(Stage2Cfg, about["config"]), autoencoder)
         model.sha256 = digest
         state = with_twins(averaged(content["state_dict"], torch.float32))
-        twins = [name for name in state if name.startswith(("net.", "teacher."))]  # training needs them
+        twins = [name for name in state if name.startswith(("net.", "teacher.", "reader."))]  # training needs them
         model.load_state_dict({name: value for name, value in state.items() if name not in twins})
     for layer in model.modules() if bf16 else ():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):

@@ -175,7 +175,7 @@ LAST_TRAINED = {"icons": "icons-sketch", "animals": "animals-one-step"}
 def test_a_shipped_model_was_trained_with_the_settings_of_its_preset(name: str) -> None:
     cfg = load_diffusion(checkpoint_path(name)).cfg
     last, base = STAGE_2[LAST_TRAINED.get(name, name)](), STAGE_2[name]()
-    for part in ("data", "backbone", "text", "sketch", "sampler", "optim", "ema"):
+    for part in ("data", "backbone", "text", "sketch", "reader", "sampler", "optim", "ema"):
         assert getattr(cfg, part) == getattr(last, part), part
     assert replace(last.backbone, sketch=0) == base.backbone
     assert last.text == base.text
