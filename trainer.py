@@ -310,7 +310,8 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
         raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
                           "such as 64")  # fmt: skip
     require_teacher(cfg, source)
-    reader = cfg.reader if source.reader is None else replace(cfg.reader, width=source.cfg.reader.width)
+    both = cfg.reader.weight and source.reader is not None
+    reader = replace(cfg.reader, width=source.cfg.reader.width) if both else cfg.reader
     taken = replace(cfg, backbone=replace(source.cfg.backbone, sketch=asked), text=source.cfg.text, reader=reader)
     if changed := differences(cfg, taken):
         print(f"settings of init {cfg.init!r} in place of those asked for: {', '.join(changed)}", flush=True)

@@ -169,6 +169,7 @@ def test_a_reader_is_trained_exported_taken_over_and_left_aside(
     assert source is not None
     assert cfg.reader == ReaderCfg(weight=0.5, width=16)  # as wide as the one that is there
     assert "reader.width" in capsys.readouterr().out
+    assert take_over(replace(other, reader=ReaderCfg()))[0].reader == ReaderCfg()
     again = DiffusionModule(cfg, source.autoencoder)
     begin_with(again, source)
     assert again.reader is not None
