@@ -9,7 +9,7 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
@@ -61,8 +61,7 @@ class DiffusionModule(Generates, L.LightningModule):
             self.net.requires_grad_(False)
             self.net.sketch.requires_grad_(True)
         self.reader = None
-        if cfg.reader.weight and isinstance(cfg.sampler, FlowMapCfg):
-            self.reads_only_until = max(cfg.reader.begin, cfg.sampler.begin)  # share of the training
+        if cfg.reader.weight:
             self.reader = Reader(self.latent_shape[0], [len(words) for words in WORDS], cfg.reader.width)
         self.measure = mean_squared_error if cfg.sampler.bands == "none" else BandLoss(
             self.latent_shape, cfg.sampler.band_levels, cfg.sampler.bands
@@ -117,10 +116,13 @@ class DiffusionModule(Generates, L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         x1, cond = self.latents(batch), self.condition(batch)
-        loss, parts = self.sampler.loss(
-            self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure,
-            perceptual=self.autoencoder.perceptual_error,
-        )
+        loss = x1.new_zeros(())
+        parts: dict[str, Tensor] = {}
+        if self.reader is None or self.when().progress >= self.cfg.reader.begin:
+            loss, parts = self.sampler.loss(
+                self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure,
+                perceptual=self.autoencoder.perceptual_error,
+            )
         if self.reader is not None:
             missed, read = self.follow(self.reader, x1, cond, batch["prompt"])
             loss, parts = loss + missed, parts | read
@@ -136,9 +138,15 @@ class DiffusionModule(Generates, L.LightningModule):
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What the reader misses in latents x1 [B,Cz,h,w], from which it learns, and in masks drawn in one step for
         some of the B prompts, from which the network learns: a loss, and its parts.
+
+        Masks are drawn in the steps that learn self-consistency: beside the flow alone, whose gradient is far smaller
+        than the reader's, little of the flow would be learned.
         """
         asked = self.asked(prompts)
-        if self.when().progress < self.reads_only_until:
+        when, jumps = self.when(), self.cfg.sampler
+        if not isinstance(jumps, FlowMapCfg) or when.progress < max(self.cfg.reader.begin, jumps.begin) or (
+            when.step % jumps.every
+        ):
             error = reader.error(x1, asked)
             return error, {"reader": error.detach()}
         z, shown = self.drawn(self.net, x1, cond)
@@ -186,8 +194,8 @@ class DiffusionModule(Generates, L.LightningModule):
                 ema_update_(twin, self.net, warmed_decay(decay, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        trained = self.net if self.reader is None else nn.ModuleList([self.net, self.reader])
-        return build_optimizer(trained, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
+        others = [] if self.reader is None else [(self.reader, self.cfg.reader.lr)]
+        return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used, others)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = describe("diffusion", to_dict(self.cfg), complete=self.complete, data=self.data)

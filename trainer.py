@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -142,6 +143,10 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     print(as_text(cfg), flush=True)
     L.seed_everything(cfg.train.seed, verbose=False)
     require_processes(cfg.train)
+    if isinstance(cfg, Stage2Cfg) and cfg.reader.begin and cfg.reader.weight and math.prod(processes(cfg.train)) > 1:
+        raise ConfigError(f"reader.begin is {cfg.reader.begin:g}, but only on one device can a reader learn alone: set "
+                          "it to 0, and sampler.begin to the share of the training after which the network learns from "
+                          "it, or begin with a model that has a reader")  # fmt: skip
     run_dir = choose_run_dir(cfg.train, name)
     data = MaskDataModule(cfg.data, cfg.train.seed)
     try:

@@ -63,10 +63,13 @@ class ReaderCfg:
 
     weight: float = 0.0
     """Of what the reader misses in masks drawn in one step; 0: no reader."""
-    share: float = 0.5
-    """Of a batch's prompts, as many masks are drawn for the reader."""
+    share: float = 1.0
+    """Of a batch's prompts, as many masks are drawn for the reader, in the steps that learn self-consistency."""
     begin: float = 0.0
-    """Share of the training in which the reader only learns; longer if sampler.begin is."""
+    """Share of the training in which the reader learns and nothing else does. After it, it learns beside the network,
+    which learns from it as soon as it learns jumps (sampler.begin)."""
+    lr: float = 2e-3
+    """Peak learning rate of the reader, which has to keep ahead of what is drawn to deceive it."""
     width: int = 64
     """Channels of the reader."""
 
@@ -74,6 +77,7 @@ class ReaderCfg:
         non_negative("reader.weight", self.weight)
         require(0 < self.share <= 1, "reader.share", self.share, "above 0 and at most 1")
         fraction("reader.begin", self.begin, below_one=True)
+        positive("reader.lr", self.lr)
         positive("reader.width", self.width)
 
 

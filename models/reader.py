@@ -26,9 +26,10 @@ UNKNOWN = -1
 class Reader(nn.Module):
     """Latents [B,C,h,w] -> logits [B,K] of each property of which the mask has one of K words."""
 
-    def __init__(self, channels: int, words: Sequence[int], width: int, blocks: int = 3) -> None:
+    def __init__(self, channels: int, words: Sequence[int], width: int, blocks: int = 5) -> None:
         super().__init__()
         self.words = list(words)
+        # Pieces can only be counted by looking at all of them: five blocks see 23 positions of a latent at once.
         self.body = nn.Sequential(
             nn.Conv2d(channels + 2, width, 3, padding=1), *[ResBlock(width, width) for _ in range(blocks)],
             GroupNorm(width, act=True),

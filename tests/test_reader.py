@@ -27,7 +27,7 @@ from scripts.train_stage_1 import main as train_stage_1
 from scripts.train_stage_2 import main as train_stage_2
 from trainer import begin_with, take_over
 
-READING = replace(TINY_2, reader=ReaderCfg(weight=1.0, width=16))
+READING = replace(TINY_2, reader=ReaderCfg(weight=1.0, share=0.5, width=16))
 PROMPTS = ["two small round blobs, left", "one large hollow blob, top", "many small long blobs, centre", "nothing"]
 
 
@@ -108,15 +108,29 @@ def test_the_words_reach_the_network_by_the_masks_that_it_draws(tiny_diffusion: 
     assert all(weight.grad is None for weight in module.autoencoder.parameters())
 
 
-def test_the_reader_only_learns_before_its_time(tiny_diffusion: DiffusionModule) -> None:
-    late = replace(READING, reader=replace(READING.reader, begin=0.5), sampler=ShortcutCfg(begin=0.2))
+def test_the_reader_learns_alone_then_beside_the_flow_and_is_followed_where_jumps_are_learned(
+    tiny_diffusion: DiffusionModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    late = replace(READING, reader=replace(READING.reader, begin=0.25), sampler=ShortcutCfg(begin=0.5, every=2))
     module = DiffusionModule(late, tiny_diffusion.autoencoder)
     assert module.reader is not None
-    x1, cond = torch.randn(4, *module.latent_shape), module.encode_text(PROMPTS)
-    for used, told in ((0.4, {"reader"}), (0.5, {"reader", "missed", "as_asked"})):
+    monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
+    monkeypatch.setattr(module, "log_dict", lambda *args, **kwargs: None)
+    batch = {"image": torch.rand(4, 1, 32, 32).round(), "prompt": PROMPTS}
+    alone, beside, followed = {"reader"}, {"reader", "flow"}, {"reader", "flow", "missed", "as_asked"}
+    for used, step, told in ((0.2, 0, alone), (0.25, 0, beside), (0.5, 1, beside), (0.5, 2, followed)):
         module.used = used
-        module._trainer = type("AtStepZero", (), {"global_step": 0})()  # type: ignore[assignment]  # all that is asked
-        assert set(module.follow(module.reader, x1, cond, PROMPTS)[1]) == told
+        at = type("AtStep", (), {"global_step": step})()
+        module._trainer = at  # all that is asked of it
+        module.zero_grad()
+        output = module.training_step(batch, 0)
+        assert {name for name in output if name != "loss" and not name.startswith("consistency")} == told
+        output["loss"].backward()
+        assert any(weight.grad is not None for weight in module.net.parameters()) == (used >= 0.25)
+        assert all(weight.grad is not None for weight in module.reader.parameters())
+    module._trainer = None
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    assert [group["initial_lr"] for group in groups] == [module.cfg.optim.lr] * 2 + [module.cfg.reader.lr] * 2
 
 
 def test_a_reader_is_trained_exported_taken_over_and_left_aside(
@@ -180,6 +194,7 @@ def test_a_reader_is_trained_exported_taken_over_and_left_aside(
     (lambda: ReaderCfg(weight=-1.0), "reader.weight is -1"),
     (lambda: ReaderCfg(share=0.0), "reader.share is 0"),
     (lambda: ReaderCfg(begin=1.0), "reader.begin is 1"),
+    (lambda: ReaderCfg(lr=0.0), "reader.lr is 0"),
     (lambda: ReaderCfg(width=0), "reader.width is 0"),
     (lambda: replace(READING, sampler=DDPMCfg()), "learns no jumps"),
     (lambda: replace(READING, sketch=SketchCfg(only=True)), "only the encoder of sketches"),
@@ -200,6 +215,17 @@ def test_other_prompts_than_captions_of_geometry_are_refused(
                        "--train.run-dir", str(tmp_path / "run")])
     told = " ".join(capsys.readouterr().err.split())
     assert "no captions of geometry" in told
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_reader_that_learns_alone_on_two_devices_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("MASK_RUN_DIR", raising=False)
+    with pytest.raises(SystemExit):
+        train_stage_2(["geometry", "--reader.weight", "1", "--reader.begin", "0.2", "--train.devices", "2",
+                       "--train.accelerator", "cpu", "--train.run-dir", str(tmp_path / "run")])
+    assert "reader.begin is 0.2, but only on one device" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
 
 
