@@ -15,7 +15,6 @@ from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
-from configs.sampler_cfg import FlowMapCfg
 from metrics.geometry import describe as describe_masks
 from metrics.geometry import numbers
 from metrics.grammar import WORDS, parse
@@ -115,17 +114,19 @@ class DiffusionModule(Generates, L.LightningModule):
         return When(self.global_step, max(self.global_step / self.cfg.train.max_steps, self.used))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        x1, cond = self.latents(batch), self.condition(batch)
-        loss = x1.new_zeros(())
-        parts: dict[str, Tensor] = {}
-        if self.reader is None or self.when().progress >= self.cfg.reader.begin:
+        x1, when = self.latents(batch), self.when()
+        if self.reader is not None and when.progress < self.cfg.reader.begin:
+            loss = self.reader.error(x1, self.asked(batch["prompt"]))
+            parts = {"reader": loss.detach()}
+        else:
+            cond = self.condition(batch)
             loss, parts = self.sampler.loss(
-                self.net, x1, cond, teacher=self.teacher, when=self.when(), measure=self.measure,
+                self.net, x1, cond, teacher=self.teacher, when=when, measure=self.measure,
                 perceptual=self.autoencoder.perceptual_error,
             )
-        if self.reader is not None:
-            missed, read = self.follow(self.reader, x1, cond, batch["prompt"])
-            loss, parts = loss + missed, parts | read
+            if self.reader is not None:
+                missed, read = self.follow(self.reader, x1, cond, batch["prompt"])
+                loss, parts = loss + missed, parts | read
         self.log("loss", loss.detach(), prog_bar=True)
         self.parts |= parts  # those of self-consistency are there in every n-th step only
         if logs_after(self.global_step, self.cfg.train):
@@ -139,14 +140,11 @@ class DiffusionModule(Generates, L.LightningModule):
         """What the reader misses in latents x1 [B,Cz,h,w], from which it learns, and in masks drawn in one step for
         some of the B prompts, from which the network learns: a loss, and its parts.
 
-        Masks are drawn in the steps that learn self-consistency: beside the flow alone, whose gradient is far smaller
-        than the reader's, little of the flow would be learned.
+        Masks are drawn in the steps that learn jumps only: the reader's gradient is far larger than that of the flow,
+        which has the other steps to itself.
         """
         asked = self.asked(prompts)
-        when, jumps = self.when(), self.cfg.sampler
-        if not isinstance(jumps, FlowMapCfg) or when.progress < max(self.cfg.reader.begin, jumps.begin) or (
-            when.step % jumps.every
-        ):
+        if not self.sampler.learns_jumps(self.when()):
             error = reader.error(x1, asked)
             return error, {"reader": error.detach()}
         z, shown = self.drawn(self.net, x1, cond)

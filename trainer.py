@@ -143,10 +143,12 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     print(as_text(cfg), flush=True)
     L.seed_everything(cfg.train.seed, verbose=False)
     require_processes(cfg.train)
-    if isinstance(cfg, Stage2Cfg) and cfg.reader.begin and cfg.reader.weight and math.prod(processes(cfg.train)) > 1:
-        raise ConfigError(f"reader.begin is {cfg.reader.begin:g}, but only on one device can a reader learn alone: set "
-                          "it to 0, and sampler.begin to the share of the training after which the network learns from "
-                          "it, or begin with a model that has a reader")  # fmt: skip
+    if isinstance(cfg, Stage2Cfg) and cfg.reader.weight and cfg.reader.begin and (
+        cfg.train.strategy == "ddp" or math.prod(processes(cfg.train)) > 1  # DDP wants a gradient of every weight
+    ):
+        raise ConfigError(f"reader.begin is {cfg.reader.begin:g}, but only on one device, without ddp, can a reader "
+                          "learn alone: set it to 0, and sampler.begin to the share of the training after which the "
+                          "network learns from it, or begin with a model that has a reader")  # fmt: skip
     run_dir = choose_run_dir(cfg.train, name)
     data = MaskDataModule(cfg.data, cfg.train.seed)
     try:

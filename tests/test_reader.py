@@ -155,8 +155,16 @@ def test_a_reader_is_trained_exported_taken_over_and_left_aside(
     small = ["--backbone.width", "32", "--backbone.multipliers", "1", "2", "--train.quality", "0"]
     asks = ["--reader.weight", "1", "--reader.width", "16", "--sampler.begin", "0"]
     run = [*common, *small, "--autoencoder", "one/last.ckpt", "--train.run-dir", "two"]
-    train_stage_2(["folder", *run, *asks, "--train.max-steps", "3"])
-    [log] = Path("two").rglob("metrics.csv")
+    alone = ["folder", *run, *asks, "--reader.begin", "0.4"]
+    train_stage_2([*alone, "--train.max-steps", "1"])
+    with_reader = load_diffusion("two/last.ckpt")
+    assert with_reader.reader is not None
+    train_stage_2([*alone, "--train.max-steps", "3", "--train.resume", "auto"])  # a step more of it alone, then both
+    both = load_diffusion("two/last.ckpt")
+    assert both.reader is not None
+    for old, new in ((with_reader.reader, both.reader), (with_reader.net, both.net)):
+        assert any(not torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
+    log = sorted(Path("two").rglob("metrics.csv"))[-1]  # each start writes one
     with log.open() as file:
         told = [row for row in csv.DictReader(file) if row.get("val/as_asked")]
     assert told
@@ -218,12 +226,13 @@ def test_other_prompts_than_captions_of_geometry_are_refused(
     assert not (tmp_path / "run").exists()
 
 
-def test_a_reader_that_learns_alone_on_two_devices_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize("shared", [("--train.devices", "2"), ("--train.strategy", "ddp")])
+def test_a_reader_that_learns_alone_beside_other_processes_is_refused(
+    shared: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.delenv("MASK_RUN_DIR", raising=False)
     with pytest.raises(SystemExit):
-        train_stage_2(["geometry", "--reader.weight", "1", "--reader.begin", "0.2", "--train.devices", "2",
+        train_stage_2(["geometry", "--reader.weight", "1", "--reader.begin", "0.2", *shared,
                        "--train.accelerator", "cpu", "--train.run-dir", str(tmp_path / "run")])
     assert "reader.begin is 0.2, but only on one device" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
