@@ -79,6 +79,15 @@ class DiffusionModule(Generates, L.LightningModule):
             cond = replace(cond, sketch=torch.rand(rows, 1, side, side).round())
         return torch.randn(rows, *self.latent_shape), times, times, cond
 
+    def begin_with(self, source: DiffusionModule) -> None:
+        """Take over the averaged weights of ``source``, but for an encoder of sketches that only one of the two has."""
+        for twin in (self.net, self.average, self.teacher):
+            own = twin.state_dict()
+            given = {name: value for name, value in source.average.state_dict().items() if name in own}
+            twin.load_state_dict({name: value for name, value in own.items() if name.startswith("sketch.")} | given)
+        if self.reader is not None and source.reader is not None:
+            self.reader.load_state_dict(source.reader.state_dict())
+
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one
             shard_parts([self.net, self.average, self.teacher], self.device_mesh)

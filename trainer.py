@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
-from configs.checks import ConfigError, require
+from configs.beginning import require_curriculum, require_no_autoencoder, require_startable, taken_over
+from configs.checks import ConfigError
 from configs.cli import as_text, differences, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.run_folder import (
@@ -36,7 +37,6 @@ from configs.run_folder import (
     newest_complete,
     release,
 )
-from configs.sampler_cfg import FlowMapCfg, TrajectoryCfg
 from configs.shipped import checkpoint_path
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import write_text
@@ -284,72 +284,17 @@ def find_autoencoder(cfg: Stage2Cfg) -> Path:
     return newest
 
 
-def require_curriculum(cfg: Stage2Cfg) -> None:
-    """Raises ConfigError for a curriculum that would change nothing; a config that is only read may hold one."""
-    if isinstance(cfg.sampler, FlowMapCfg) and 0 < cfg.sampler.curriculum <= cfg.sampler.begin:
-        raise ConfigError(f"sampler.curriculum is {cfg.sampler.curriculum:g}, but no steps are learned before "
-                          f"sampler.begin ({cfg.sampler.begin:g}), so that it would change nothing: set it above that, "
-                          "or to 0")  # fmt: skip
-
-
 def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
     """What ``cfg.init`` decides (network and text settings), and its model; without one, ``cfg`` as it is."""
     if not cfg.init:
-        require(not cfg.sketch.only, "sketch.only", True, "False without a trained network beside the encoder: "
-                "name one with --init")  # fmt: skip
-        require(cfg.ema.teacher_decay < 1, "ema.teacher_decay", cfg.ema.teacher_decay,
-                "below 1 where no --init names a model: the teacher would stay as random as it begins")  # fmt: skip
-        if isinstance(cfg.sampler, TrajectoryCfg) and cfg.sampler.jumps_at_once:
-            raise ConfigError(
-                f"sampler.jumps_from is {cfg.sampler.jumps_from:g}, but it must be above sampler.begin "
-                f"({cfg.sampler.begin:g}) where no --init names a model that has learned jumps"
-            )
+        require_startable(cfg)
         return cfg, None
-    if cfg.autoencoder != "auto":
-        raise ConfigError(f"init is {cfg.init!r}, which brings its own autoencoder: leave autoencoder at auto, "
-                          f"not {cfg.autoencoder!r}")  # fmt: skip
+    require_no_autoencoder(cfg)
     source = load_diffusion(checkpoint_path(cfg.init))
-    there, asked = source.cfg.backbone.sketch, cfg.backbone.sketch
-    if asked and there and asked != there:
-        raise ConfigError(f"backbone.sketch is {asked}, but the encoder of sketches that init {cfg.init!r} has is of "
-                          f"{there} channels: ask for as many")  # fmt: skip
-    if cfg.sketch.only and not asked:
-        raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
-                          "such as 64")  # fmt: skip
-    require_teacher(cfg, source)
-    both = cfg.reader.weight and source.reader is not None
-    reader = replace(cfg.reader, width=source.cfg.reader.width) if both else cfg.reader
-    taken = replace(cfg, backbone=replace(source.cfg.backbone, sketch=asked), text=source.cfg.text, reader=reader)
+    taken = taken_over(cfg, source.cfg)
     if changed := differences(cfg, taken):
         print(f"settings of init {cfg.init!r} in place of those asked for: {', '.join(changed)}", flush=True)
     return taken, source
-
-
-def require_teacher(cfg: Stage2Cfg, source: DiffusionModule) -> None:
-    """Raises ConfigError where the model of ``cfg.init`` cannot teach what it is asked for from the first step on."""
-    learned = source.cfg.sampler
-    if cfg.ema.teacher_decay == 1 and cfg.backbone.sketch and not source.cfg.backbone.sketch:
-        raise ConfigError(f"ema.teacher_decay is 1, but init {cfg.init!r} reads no sketches and would teach to leave "
-                          "them aside: train its encoder with a decay below 1")  # fmt: skip
-    if not isinstance(cfg.sampler, TrajectoryCfg) or not cfg.sampler.jumps_at_once:
-        return
-    if not isinstance(learned, FlowMapCfg):
-        raise ConfigError(f"sampler.jumps_from is {cfg.sampler.jumps_from:g}, but init {cfg.init!r} was trained with "
-                          f"{source.sampler.name}, which learns no jumps: set it above sampler.begin "
-                          f"({cfg.sampler.begin:g})")  # fmt: skip
-    for name in ("train_guidance", "most_guidance"):
-        own, theirs = getattr(cfg.sampler, name), getattr(learned, name)
-        require(own == theirs, f"sampler.{name}", own, f"{theirs:g}, which the jumps of init {cfg.init!r} hold")
-
-
-def begin_with(module: DiffusionModule, source: DiffusionModule) -> None:
-    """Take over the averaged weights of ``source``, but for an encoder of sketches that only one of the two has."""
-    for twin in (module.net, module.average, module.teacher):
-        own = twin.state_dict()
-        given = {name: value for name, value in source.average.state_dict().items() if name in own}
-        twin.load_state_dict({name: value for name, value in own.items() if name.startswith("sketch.")} | given)
-    if module.reader is not None and source.reader is not None:
-        module.reader.load_state_dict(source.reader.state_dict())
 
 
 def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderModule]:
@@ -444,7 +389,7 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     run_dir, data = start(cfg, f"{name}-stage2", "diffusion")
     module = DiffusionModule(cfg, autoencoder, data_fingerprint(cfg.data))
     if source is not None:
-        begin_with(module, source)
+        module.begin_with(source)
         print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
     set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
     cache_latents(module, data, Path(cfg.train.runs) / "latents")

@@ -21,6 +21,7 @@ from PIL import Image
 
 from configs import shipped
 from configs.backbone_cfg import UNetCfg
+from configs.beginning import require_curriculum
 from configs.checks import ConfigError
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
@@ -43,7 +44,7 @@ from scripts.mask_files import output_folder
 from scripts.ranks import Ranks
 from scripts.run import refuse_kindly
 from scripts.seeded import build_sampler_for, choose_device
-from trainer import require_curriculum, start, take_over
+from trainer import start, take_over
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +91,7 @@ def test_a_model_that_learned_no_jumps_is_no_teacher_of_jumps(tiny_diffusion: Di
     flow.on_save_checkpoint(content)
     torch.save(content, tmp_path / "a.ckpt")
     cfg = Stage2Cfg(init=str(tmp_path / "a.ckpt"), sampler=JUMPS)
-    with pytest.raises(ConfigError, match="was trained with flow, which learns no jumps"):
+    with pytest.raises(ConfigError, match="was trained with FlowCfg, which learns no jumps"):
         take_over(cfg)
     assert take_over(replace(cfg, sampler=replace(JUMPS, jumps_from=0.8)))[1] is not None
 

@@ -25,7 +25,7 @@ from scripts.caption_masks import main as caption_masks
 from scripts.mask_model import load_mask_model
 from scripts.train_stage_1 import main as train_stage_1
 from scripts.train_stage_2 import main as train_stage_2
-from trainer import begin_with, take_over
+from trainer import take_over
 
 READING = replace(TINY_2, reader=ReaderCfg(weight=1.0, share=0.5, width=16))
 PROMPTS = ["two small round blobs, left", "one large hollow blob, top", "many small long blobs, centre", "nothing"]
@@ -193,7 +193,7 @@ def test_a_reader_is_trained_exported_taken_over_and_left_aside(
     assert "reader.width" in capsys.readouterr().out
     assert take_over(replace(other, reader=ReaderCfg()))[0].reader == ReaderCfg()
     again = DiffusionModule(cfg, source.autoencoder)
-    begin_with(again, source)
+    again.begin_with(source)
     assert again.reader is not None
     assert all(torch.equal(a, b) for a, b in zip(again.reader.parameters(), trained.reader.parameters(), strict=True))
 

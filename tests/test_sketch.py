@@ -29,7 +29,7 @@ from scripts.evaluate import sketch_grid
 from scripts.generate_masks import generate_to_folder, planned
 from scripts.pictures import mask_grid
 from scripts.train_stage_2 import main as train_stage_2
-from trainer import begin_with, take_over
+from trainer import take_over
 
 NETWORKS = [
     UNetCfg(width=32, multipliers=(1, 2), blocks=1, attention_sizes=(4,), sketch=32),
@@ -199,7 +199,7 @@ def test_an_encoder_trained_alone_leaves_the_model_as_it_was(tmp_path: Path, mon
     cfg, source = take_over(replace(STAGE_2["animals"](), init=str(run / "last.ckpt")))  # which asks for no encoder
     assert source is not None
     plain = DiffusionModule(cfg, source.autoencoder)
-    begin_with(plain, source)
+    plain.begin_with(source)
     assert plain.net.sketch is None
     assert all(torch.equal(plain.net.state_dict()[name], before[name]) for name in before)
     # The same goes on from the same place, and an encoder that is there is trained on.

@@ -1,0 +1,70 @@
+"""What a stage-2 training begins with: what the model of ``init`` decides, and what cannot be begun at all."""
+
+from dataclasses import replace
+
+from configs.checks import ConfigError, require
+from configs.diffusion_cfg import Stage2Cfg
+from configs.sampler_cfg import FlowMapCfg, TrajectoryCfg
+
+
+def require_curriculum(cfg: Stage2Cfg) -> None:
+    """Raises ConfigError for a curriculum that would change nothing; a config that is only read may hold one."""
+    if isinstance(cfg.sampler, FlowMapCfg) and 0 < cfg.sampler.curriculum <= cfg.sampler.begin:
+        raise ConfigError(f"sampler.curriculum is {cfg.sampler.curriculum:g}, but no steps are learned before "
+                          f"sampler.begin ({cfg.sampler.begin:g}), so that it would change nothing: set it above that, "
+                          "or to 0")  # fmt: skip
+
+
+def require_startable(cfg: Stage2Cfg) -> None:
+    """Raises ConfigError for what only a training with ``init`` can do."""
+    require(not cfg.sketch.only, "sketch.only", True, "False without a trained network beside the encoder: "
+            "name one with --init")  # fmt: skip
+    require(cfg.ema.teacher_decay < 1, "ema.teacher_decay", cfg.ema.teacher_decay,
+            "below 1 where no --init names a model: the teacher would stay as random as it begins")  # fmt: skip
+    if isinstance(cfg.sampler, TrajectoryCfg) and cfg.sampler.jumps_at_once:
+        raise ConfigError(
+            f"sampler.jumps_from is {cfg.sampler.jumps_from:g}, but it must be above sampler.begin "
+            f"({cfg.sampler.begin:g}) where no --init names a model that has learned jumps"
+        )
+
+
+def require_no_autoencoder(cfg: Stage2Cfg) -> None:
+    """Raises ConfigError where an autoencoder is named beside ``init``."""
+    if cfg.autoencoder != "auto":
+        raise ConfigError(f"init is {cfg.init!r}, which brings its own autoencoder: leave autoencoder at auto, "
+                          f"not {cfg.autoencoder!r}")  # fmt: skip
+
+
+def taken_over(cfg: Stage2Cfg, source: Stage2Cfg) -> Stage2Cfg:
+    """``cfg`` with the network and text settings of ``source``, the config of the model that ``cfg.init`` names.
+
+    Raises ConfigError where that model cannot be begun with as ``cfg`` asks.
+    """
+    there, asked = source.backbone.sketch, cfg.backbone.sketch
+    if asked and there and asked != there:
+        raise ConfigError(f"backbone.sketch is {asked}, but the encoder of sketches that init {cfg.init!r} has is of "
+                          f"{there} channels: ask for as many")  # fmt: skip
+    if cfg.sketch.only and not asked:
+        raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
+                          "such as 64")  # fmt: skip
+    require_teacher(cfg, source)
+    both = cfg.reader.weight and source.reader.weight
+    reader = replace(cfg.reader, width=source.reader.width) if both else cfg.reader
+    return replace(cfg, backbone=replace(source.backbone, sketch=asked), text=source.text, reader=reader)
+
+
+def require_teacher(cfg: Stage2Cfg, source: Stage2Cfg) -> None:
+    """Raises ConfigError where the model of ``cfg.init`` cannot teach what it is asked for from the first step on."""
+    learned = source.sampler
+    if cfg.ema.teacher_decay == 1 and cfg.backbone.sketch and not source.backbone.sketch:
+        raise ConfigError(f"ema.teacher_decay is 1, but init {cfg.init!r} reads no sketches and would teach to leave "
+                          "them aside: train its encoder with a decay below 1")  # fmt: skip
+    if not isinstance(cfg.sampler, TrajectoryCfg) or not cfg.sampler.jumps_at_once:
+        return
+    if not isinstance(learned, FlowMapCfg):
+        raise ConfigError(f"sampler.jumps_from is {cfg.sampler.jumps_from:g}, but init {cfg.init!r} was trained with "
+                          f"{type(learned).__name__}, which learns no jumps: set it above sampler.begin "
+                          f"({cfg.sampler.begin:g})")  # fmt: skip
+    for name in ("train_guidance", "most_guidance"):
+        own, theirs = getattr(cfg.sampler, name), getattr(learned, name)
+        require(own == theirs, f"sampler.{name}", own, f"{theirs:g}, which the jumps of init {cfg.init!r} hold")
