@@ -34,7 +34,6 @@ from samplers import Sampler, When, build_sampler
 from samplers.base import mean_squared_error
 from samplers.generates import Generates
 from samplers.guidance import Guidance
-from samplers.net import Net
 
 
 class DiffusionModule(Generates, L.LightningModule):
@@ -60,8 +59,11 @@ class DiffusionModule(Generates, L.LightningModule):
             self.net.requires_grad_(False)
             self.net.sketch.requires_grad_(True)
         self.reader = None
-        if cfg.reader.weight:
-            self.reader = Reader(self.latent_shape[0], [len(words) for words in WORDS], cfg.reader.width)
+        if cfg.reader.width:
+            self.reader = Reader(self.latent_shape, [len(words) for words in WORDS], cfg.reader.width)
+            self.reader.requires_grad_(cfg.reader.only)
+        if cfg.reader.only:
+            self.net.requires_grad_(False)
         self.measure = mean_squared_error if cfg.sampler.bands == "none" else BandLoss(
             self.latent_shape, cfg.sampler.band_levels, cfg.sampler.bands
         )
@@ -124,18 +126,14 @@ class DiffusionModule(Generates, L.LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         x1, when = self.latents(batch), self.when()
-        if self.reader is not None and when.progress < self.cfg.reader.begin:
-            loss = self.reader.error(x1, self.asked(batch["prompt"]))
-            parts = {"reader": loss.detach()}
+        if self.reader is not None and self.cfg.reader.only:
+            drawn = when.progress >= self.cfg.reader.begin
+            loss, parts = self.read(self.reader, x1, batch["prompt"], self.corrections() if drawn else None)
         else:
-            cond = self.condition(batch)
             loss, parts = self.sampler.loss(
-                self.net, x1, cond, teacher=self.teacher, when=when, measure=self.measure,
+                self.net, x1, self.condition(batch), teacher=self.teacher, when=when, measure=self.measure,
                 perceptual=self.autoencoder.perceptual_error,
             )
-            if self.reader is not None:
-                missed, read = self.follow(self.reader, x1, cond, batch["prompt"])
-                loss, parts = loss + missed, parts | read
         self.log("loss", loss.detach(), prog_bar=True)
         self.parts |= parts  # those of self-consistency are there in every n-th step only
         if logs_after(self.global_step, self.cfg.train):
@@ -143,66 +141,61 @@ class DiffusionModule(Generates, L.LightningModule):
             self.parts = {}
         return {"loss": loss} | parts
 
-    def follow(
-        self, reader: Reader, x1: Tensor, cond: Condition, prompts: list[str]
+    def read(
+        self, reader: Reader, x1: Tensor, prompts: list[str], steps: int | None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the reader misses in latents x1 [B,Cz,h,w], from which it learns, and in masks drawn in one step for
-        some of the B prompts, from which the network learns: a loss, and its parts.
-
-        Masks are drawn in the steps that learn jumps only: the reader's gradient is far larger than that of the flow,
-        which has the other steps to itself.
+        """What the reader misses in latents x1 [B,Cz,h,w]; unless ``steps`` is None, in half of them and in as many as
+        they are that the network draws in one step for the B prompts, corrected in so many steps: an error, and its
+        parts.
         """
         asked = self.asked(prompts)
-        if not self.sampler.learns_jumps(self.when()):
+        if steps is None:
             error = reader.error(x1, asked)
             return error, {"reader": error.detach()}
-        z, shown = self.drawn(self.net, x1, cond)
-        asked_of = asked[: len(z)]
-        missed = reader.missed(z, asked_of)
-        error = reader.error(torch.cat([x1, z.detach()]), torch.cat([asked, shown]))
-        parts = {"reader": error.detach(), "missed": missed.detach(), "as_asked": agreement(shown, asked_of)}
-        return error + self.cfg.reader.weight * missed, parts
+        with torch.no_grad():
+            z = self.sampler.walk(
+                self.sampler.reading(self.average), torch.randn_like(x1), [0.0, 1.0],
+                self.encode_text(prompts, self.device), Guidance(), torch.randn_like,
+            )
+            z = reader.corrected(z, asked, steps)
+            masks = self.autoencoder.to_pixels(z) > 0
+        shown = numbers(describe_masks(masks.cpu())).to(self.device)
+        real = math.ceil(len(x1) / 2)
+        error = reader.error(torch.cat([x1[:real], z]), torch.cat([asked[:real], shown]))
+        return error, {"reader": error.detach(), "as_asked": agreement(shown, asked)}
+
+    def corrections(self) -> int:
+        """A number of steps to learn from, from none to the most."""
+        return int(torch.randint(self.cfg.reader.steps + 1, ()))
 
     def asked(self, prompts: list[str]) -> Tensor:
         """[B,4] numbers of the words of B captions of geometry; UNKNOWN for other prompts."""
         return numbers([parse(prompt) for prompt in prompts]).to(self.device)
 
-    def drawn(self, net: Net, x1: Tensor, cond: Condition) -> tuple[Tensor, Tensor]:
-        """Latents [R,Cz,h,w] to which one step leads for the first ``reader.share`` of the prompts, with gradients, and
-        the numbers [R,4] of the words that are true of their masks.
-        """
-        rows = math.ceil(self.cfg.reader.share * len(x1))
-        noise, net = torch.randn_like(x1[:rows]), self.sampler.reading(net)
-        z = self.sampler.walk(net, noise, [0.0, 1.0], cond[:rows], Guidance(), torch.randn_like)
-        with torch.no_grad():
-            masks = self.autoencoder.to_pixels(z.detach()) > 0
-        return z, numbers(describe_masks(masks.cpu())).to(self.device)
-
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """The loss of the averaged network on held-out masks, with the same noise and times at every validation."""
         with repeatable(self.device, self.cfg.train.seed, 0, self.global_rank, batch_idx):
-            x1, cond = self.latents(batch), self.condition(batch)
-            loss, parts = self.sampler.loss(
-                self.average, x1, cond, teacher=self.teacher if self.cfg.ema.teacher_decay == 1 else self.average,
-                measure=self.measure,
-                perceptual=self.autoencoder.perceptual_error,
-            )
-            if self.reader is not None:
-                asked = self.asked(batch["prompt"])
-                _, shown = self.drawn(self.average, x1, cond)
-                parts["as_asked"] = agreement(shown, asked[: len(shown)])
+            x1 = self.latents(batch)
+            if self.reader is not None and self.cfg.reader.only:
+                loss, parts = self.read(self.reader, x1, batch["prompt"], self.cfg.reader.steps)
+            else:
+                loss, parts = self.sampler.loss(
+                    self.average, x1, self.condition(batch), measure=self.measure,
+                    teacher=self.teacher if self.cfg.ema.teacher_decay == 1 else self.average,
+                    perceptual=self.autoencoder.perceptual_error,
+                )
         scores = {"val/loss": loss} | {f"val/{name}": value for name, value in parts.items()}
         self.log_dict(scores, batch_size=len(x1), sync_dist=True)
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)
         for twin, decay in ((self.average, self.cfg.ema.decay), (self.teacher, self.cfg.ema.teacher_decay)):
-            if decay < 1:  # at 1 it stays as it began
+            if decay < 1 and not self.cfg.reader.only:  # at 1 it stays as it began
                 ema_update_(twin, self.net, warmed_decay(decay, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        others = [] if self.reader is None else [(self.reader, self.cfg.reader.lr)]
-        return build_optimizer(self.net, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used, others)
+        trained = self.reader if self.reader is not None and self.cfg.reader.only else self.net
+        return build_optimizer(trained, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = describe("diffusion", to_dict(self.cfg), complete=self.complete, data=self.data)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterator
@@ -24,8 +23,7 @@ from tqdm import tqdm
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
-from configs.beginning import require_curriculum, require_no_autoencoder, require_startable, taken_over
-from configs.checks import ConfigError
+from configs.beginning import going_on, require_curriculum, require_no_autoencoder, require_startable, taken_over
 from configs.cli import as_text, differences, from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.run_folder import (
@@ -143,12 +141,6 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     print(as_text(cfg), flush=True)
     L.seed_everything(cfg.train.seed, verbose=False)
     require_processes(cfg.train)
-    if isinstance(cfg, Stage2Cfg) and cfg.reader.weight and cfg.reader.begin and (
-        cfg.train.strategy == "ddp" or math.prod(processes(cfg.train)) > 1  # DDP wants a gradient of every weight
-    ):
-        raise ConfigError(f"reader.begin is {cfg.reader.begin:g}, but only on one device, without ddp, can a reader "
-                          "learn alone: set it to 0, and sampler.begin to the share of the training after which the "
-                          "network learns from it, or begin with a model that has a reader")  # fmt: skip
     run_dir = choose_run_dir(cfg.train, name)
     data = MaskDataModule(cfg.data, cfg.train.seed)
     try:
@@ -160,10 +152,10 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
                 "is mirrored, turned or moved: leave data.augment.hflip, vflip, rot90, affine and elastic at 0, and "
                 "take --data.augment.versions, which makes captions anew"
             )
-        if isinstance(cfg, Stage2Cfg) and cfg.reader.weight and not are_captions(data.train_set.prompts):
+        if isinstance(cfg, Stage2Cfg) and cfg.reader.only and not are_captions(data.train_set.prompts):
             raise DataError(
-                f"reader.weight is {cfg.reader.weight:g}, but prompts such as {data.train_set.prompts[0]!r} are no "
-                "captions of geometry, which is all that the reader reads: set it to 0"
+                f"reader.only is True, but prompts such as {data.train_set.prompts[0]!r} are no captions of geometry, "
+                "which is all that the reader reads: set it to False"
             )
     except DataError:
         release(run_dir)
@@ -301,8 +293,7 @@ def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderMod
     """``cfg`` as far as its first start had decided it, and the autoencoder of the checkpoint, not one made since."""
     about, state = resume.content[KEY], resume.content["state_dict"]
     if cfg.init:
-        old = from_dict(Stage2Cfg, about["config"])
-        cfg = replace(cfg, backbone=old.backbone, text=old.text)
+        cfg = going_on(cfg, from_dict(Stage2Cfg, about["config"]))
     own = "autoencoder."
     with whole(resume.path, MAKE):
         autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
@@ -397,7 +388,7 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     replay_calls([module.net, module.teacher], cfg.train)
     module.encode_text.padded = cfg.train.compile or cfg.train.cuda_graphs
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
-    monitor, mode = ("val/loss", "min") if module.reader is None else ("val/as_asked", "max")
+    monitor, mode = ("val/loss", "min") if not cfg.reader.only else ("val/as_asked", "max")
     if cfg.train.quality and cfg.data.channels == 1 and min(len(data.as_read), len(data.val_set)) > 1:
         train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.as_read, data.val_set))
         extra.append(QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir))

@@ -19,6 +19,10 @@ def require_startable(cfg: Stage2Cfg) -> None:
     """Raises ConfigError for what only a training with ``init`` can do."""
     require(not cfg.sketch.only, "sketch.only", True, "False without a trained network beside the encoder: "
             "name one with --init")  # fmt: skip
+    require(not cfg.reader.only, "reader.only", True, "False without a trained network whose masks the reader looks "
+            "at: name one with --init")  # fmt: skip
+    require(not cfg.reader.width, "reader.width", cfg.reader.width, "0 in the training of a network: a reader is "
+            "trained after it, with --init MODEL --reader.only True")  # fmt: skip
     require(cfg.ema.teacher_decay < 1, "ema.teacher_decay", cfg.ema.teacher_decay,
             "below 1 where no --init names a model: the teacher would stay as random as it begins")  # fmt: skip
     if isinstance(cfg.sampler, TrajectoryCfg) and cfg.sampler.jumps_at_once:
@@ -48,9 +52,31 @@ def taken_over(cfg: Stage2Cfg, source: Stage2Cfg) -> Stage2Cfg:
         raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
                           "such as 64")  # fmt: skip
     require_teacher(cfg, source)
-    both = cfg.reader.weight and source.reader.weight
-    reader = replace(cfg.reader, width=source.reader.width) if both else cfg.reader
-    return replace(cfg, backbone=replace(source.backbone, sketch=asked), text=source.text, reader=reader)
+    own = replace(source.reader, only=False, width=reader_width(cfg, source))
+    return going_on(cfg, replace(source, backbone=replace(source.backbone, sketch=asked), reader=own))
+
+
+def going_on(cfg: Stage2Cfg, begun: Stage2Cfg) -> Stage2Cfg:
+    """``cfg`` with what a training that has begun as ``begun`` cannot change any more."""
+    return replace(
+        cfg, backbone=begun.backbone, text=begun.text, reader=replace(cfg.reader, width=begun.reader.width),
+        sampler=begun.sampler if cfg.reader.only else cfg.sampler,  # the network stays what it is
+    )  # fmt: skip
+
+
+def reader_width(cfg: Stage2Cfg, source: Stage2Cfg) -> int:
+    """Of the reader that a training goes on with, or begins. Raises ConfigError where that cannot be."""
+    there, asked = source.reader.width, cfg.reader.width
+    if asked and there and asked != there:
+        raise ConfigError(f"reader.width is {asked}, but the reader that init {cfg.init!r} has is of {there}: ask for "
+                          "as many")  # fmt: skip
+    if cfg.reader.only and not asked and not there:
+        raise ConfigError(f"reader.only is True, but init {cfg.init!r} has no reader to train on: set reader.width, "
+                          "such as 64, to begin one")  # fmt: skip
+    if asked and not there and not cfg.reader.only:
+        raise ConfigError(f"reader.width is {asked}, but init {cfg.init!r} has no reader, and it is trained after the "
+                          "network, with reader.only True: leave it at 0 here")  # fmt: skip
+    return there or asked
 
 
 def require_teacher(cfg: Stage2Cfg, source: Stage2Cfg) -> None:

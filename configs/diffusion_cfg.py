@@ -58,27 +58,22 @@ class SketchCfg:
 
 @dataclass(frozen=True)
 class ReaderCfg:
-    """A second network that learns to read captions of geometry off latents, and from which masks drawn in one step
-    learn to be what they are asked for (models/reader.py)."""
+    """A second network that reads captions of geometry off latents, by which masks that were drawn are corrected to be
+    what they are asked for (models/reader.py)."""
 
-    weight: float = 0.0
-    """Of what the reader misses in masks drawn in one step; 0: no reader."""
-    share: float = 1.0
-    """Of a batch's prompts, as many masks are drawn for the reader, in the steps that learn self-consistency."""
-    begin: float = 0.0
-    """Share of the training in which the reader learns and nothing else does. After it, it learns beside the network,
-    which learns from it as soon as it learns jumps (sampler.begin)."""
-    lr: float = 2e-3
-    """Peak learning rate of the reader, which has to keep ahead of what is drawn to deceive it."""
-    width: int = 64
-    """Channels of the reader."""
+    width: int = 0
+    """Channels of the reader; 0: as many as that of init has, if it has one."""
+    only: bool = False
+    """Train the reader alone; the network stays that of init."""
+    begin: float = 0.5
+    """Share of its training after which it learns from drawn and corrected masks, too."""
+    steps: int = 10
+    """These masks are corrected in up to so many steps, so that it learns to see what its corrections make of them."""
 
     def __post_init__(self) -> None:
-        non_negative("reader.weight", self.weight)
-        require(0 < self.share <= 1, "reader.share", self.share, "above 0 and at most 1")
+        non_negative("reader.width", self.width)
         fraction("reader.begin", self.begin, below_one=True)
-        positive("reader.lr", self.lr)
-        positive("reader.width", self.width)
+        positive("reader.steps", self.steps)
 
 
 @dataclass(frozen=True)
@@ -108,13 +103,12 @@ class Stage2Cfg:
         if self.backbone.sketch:
             require(self.data.channels == 1, "backbone.sketch", self.backbone.sketch,
                     "0 for ordinary images (data.channels 3): the sketches to learn from are made of masks")
-        if self.reader.weight:
-            require(isinstance(self.sampler, FlowMapCfg), "reader.weight", self.reader.weight,
-                    "0 for an objective that learns no jumps: the reader looks at masks drawn by a single one")
-            require(not self.sketch.only, "reader.weight", self.reader.weight,
-                    "0 where only the encoder of sketches is trained")
-            require(self.train.strategy not in ("fsdp", "hybrid"), "reader.weight", self.reader.weight,
-                    f"0 under train.strategy {self.train.strategy}, which does not share out the reader: take ddp")
+        if self.reader.only:
+            require(not self.sketch.only, "reader.only", True, "False where only the encoder of sketches is trained")
+            require(isinstance(self.sampler, FlowMapCfg), "reader.only", True,
+                    "False for an objective that learns no jumps: the reader looks at masks drawn by a single one")
+            require(self.train.strategy not in ("fsdp", "hybrid"), "reader.only", True,
+                    f"False under train.strategy {self.train.strategy}, which does not share out the reader: take ddp")
         if isinstance(self.sampler, (MeanFlowCfg, LagrangianCfg)):
             # Two probes must lie on one slope of the embedding's fastest wave, or their difference is no derivative.
             fastest = 1 / self.sampler.probe

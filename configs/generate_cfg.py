@@ -91,6 +91,9 @@ class GenerateCfg(SamplingCfg):
             require(value is None or 0 <= value < 2**32, name, value, "from 0 to 4294967295")
         if self.negative_prompt.strip():
             require(self.guidance > 1, "guidance", self.guidance, "above 1, such as 2, for negative_prompt to matter")
+        if self.on_a_way or self.init_mask:
+            require(not self.corrections, "corrections", self.corrections,
+                    "0 between two prompts or seeds, and where a mask is given")
         if self.on_a_way:
             require(self.tries < 2, "tries", self.tries, "1 where to_prompt or to_seed asks for a way between two")
             require(self.num >= 2, "num", self.num, "at least 2, where to_prompt or to_seed asks for a way between two")

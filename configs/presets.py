@@ -6,7 +6,7 @@ from dataclasses import replace
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, Stage1Cfg
 from configs.backbone_cfg import UNetCfg
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource, MnistSource, ShardSource
-from configs.diffusion_cfg import EMACfg, SketchCfg, Stage2Cfg, TextCfg
+from configs.diffusion_cfg import EMACfg, ReaderCfg, SketchCfg, Stage2Cfg, TextCfg
 from configs.sampler_cfg import ShortcutCfg, TrajectoryCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
@@ -170,6 +170,18 @@ def stage2_geometry() -> Stage2Cfg:
     )
 
 
+def stage2_geometry_reader() -> Stage2Cfg:
+    """A reader for the model geometry, which stays as it is (name yours with --init): 17 minutes on two
+    cores."""
+    return replace(
+        stage2_geometry(),
+        init="geometry",
+        reader=ReaderCfg(width=64, only=True),
+        optim=OptimCfg(lr=2e-3, warmup_steps=100),
+        train=TrainerCfg(max_steps=3000, val_every=1500, quality=0),
+    )
+
+
 def stage2_folder() -> Stage2Cfg:
     """Your own masks: set --data.source.train PATH (and --data.image-size)."""
     return Stage2Cfg(
@@ -213,6 +225,7 @@ STAGE_2: dict[str, Callable[[], Stage2Cfg]] = {
     "animals-one-step": stage2_animals_one_step,
     "icons-sketch": stage2_icons_sketch,
     "geometry": stage2_geometry,
+    "geometry-reader": stage2_geometry_reader,
     "folder": stage2_folder,
     "mnist": stage2_mnist,
     "shards": stage2_shards,

@@ -27,6 +27,9 @@ class SamplingCfg:
     """CFG-Zero*: scale the answer without prompt so that it is nearest to the one with it (flow, heun, dpmpp ...)."""
     zero_init: float = 0.0
     """CFG-Zero*: share of the first steps that leave the noise as it is, such as 0.04 (flow, heun, dpmpp ...)."""
+    corrections: int | None = None
+    """Steps in which the model's reader, if it has one, corrects masks whose prompts are captions of geometry, after
+    the network's own; 0: masks as the network draws them; none: 10 where there is a reader."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32: a seed gives the same mask at any batch size; bf16: faster where the hardware has it, but a few pixels may
     differ."""
@@ -37,6 +40,8 @@ class SamplingCfg:
             fraction("eta", self.eta)
         require(math.isfinite(self.shift) and self.shift > 0, "shift", self.shift, "a positive number (1: none)")
         non_negative("guidance", self.guidance)
+        if self.corrections is not None:
+            non_negative("corrections", self.corrections)
         fraction("guidance_from", self.guidance_from)
         fraction("guidance_to", self.guidance_to)
         require(self.guidance_from < self.guidance_to, "guidance_from", self.guidance_from,

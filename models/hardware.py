@@ -59,7 +59,9 @@ def faster_format(choice: str, net: nn.Module, inputs: tuple[object, ...], bf16:
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16) if bf16 else nullcontext():
-            net(*inputs).float().square().mean().backward()
+            error = net(*inputs).float().square().mean()
+            if error.requires_grad:  # a network that is not trained is only asked
+                error.backward()
         net.zero_grad(set_to_none=True)
 
     times = {}

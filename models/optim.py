@@ -1,7 +1,7 @@
 """The optimiser of both stages and their random streams."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,24 +23,19 @@ def schedule(step: int, cfg: OptimCfg, max_steps: int, time_used: float = 0.0) -
 
 
 def build_optimizer(
-    net: nn.Module, cfg: OptimCfg, max_steps: int, time_used: Callable[[], float] = lambda: 0.0,
-    others: Sequence[tuple[nn.Module, float]] = (),
+    net: nn.Module, cfg: OptimCfg, max_steps: int, time_used: Callable[[], float] = lambda: 0.0
 ) -> dict[str, Any]:
     """AdamW (Loshchilov & Hutter 2019) over the trained parameters of ``net``, in Lightning's form, with its schedule.
 
     Weight decay is for matrices and filters only: vectors (biases, norms), learned tokens and a lone filter, such as
     the last one of a decoder of masks, have none.
-    ``time_used`` answers the share of a time limit that is over; ``others`` are trained beside ``net``, at peak
-    learning rates of their own (Heusel et al. 2017, arXiv 1706.08500).
+    ``time_used`` answers the share of a time limit that is over.
     """
-    groups: list[dict[str, Any]] = []
-    for module, lr in [(net, cfg.lr), *others]:
-        trained = [p for p in module.parameters() if p.requires_grad]
-        matrices = [p for p in trained if p.ndim >= 2 and p.shape[0] > 1]
-        vectors = [p for p in trained if not (p.ndim >= 2 and p.shape[0] > 1)]
-        groups.append({"params": matrices, "lr": lr, "weight_decay": cfg.weight_decay})
-        groups.append({"params": vectors, "lr": lr, "weight_decay": 0.0})
-    optimizer = torch.optim.AdamW(groups, betas=(cfg.beta1, cfg.beta2), fused=True)
+    trained = [p for p in net.parameters() if p.requires_grad]
+    matrices = [p for p in trained if p.ndim >= 2 and p.shape[0] > 1]
+    vectors = [p for p in trained if not (p.ndim >= 2 and p.shape[0] > 1)]
+    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, cfg, max_steps, time_used()))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -1,10 +1,11 @@
-"""A small network that reads off a latent what its mask shows, so that a single step can learn what it did not draw.
+"""A small network that reads off a latent what its mask shows, and so can correct a latent that shows something else.
 
 How many pieces a mask has is a number without a gradient, and the mean squared error of a latent hardly changes with
-one piece more or less. The reader learns the words that are true of training masks and of those that the network has
-just drawn (they are computed from the masks, so there is no doubt about them); the network learns from the reader as a
-generator from an auxiliary classifier (Odena et al. 2017, arXiv 1610.09585), but drawn masks teach the reader too, so
-that what deceives it is soon read as what it is.
+one piece more or less. The reader learns the words that are true of training masks and of masks that the network drew
+and that it has corrected itself (they are computed from the masks, so there is no doubt about them). A latent that
+shows something else than it was asked for then goes a few small steps down the gradient of what the reader misses in
+it: guidance by a classifier (Dhariwal & Nichol 2021, arXiv 2105.05233, eq. 10), not at every noise level but once, at
+the end, on the single step's latent itself.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from models.blocks import ResBlock
@@ -21,18 +21,26 @@ from models.norm import GroupNorm
 
 UNKNOWN = -1
 """Number of a word that is not known; it teaches nothing."""
+PUSH = 0.1
+"""Root mean square of a correction's step; latents have a standard deviation of 1."""
+CONTENT = 0.003
+"""A gradient of this root mean square, over the latent, gets half of that step; a smaller one, less."""
+SIDE = 8
+"""Latents of twice this side, or more, are read at half of theirs."""
 
 
 class Reader(nn.Module):
     """Latents [B,C,h,w] -> logits [B,K] of each property of which the mask has one of K words."""
 
-    def __init__(self, channels: int, words: Sequence[int], width: int, blocks: int = 5) -> None:
+    def __init__(self, latent_shape: tuple[int, int, int], words: Sequence[int], width: int, blocks: int = 5) -> None:
         super().__init__()
         self.words = list(words)
-        # Pieces can only be counted by looking at all of them: five blocks see 23 positions of a latent at once.
+        channels, *sides = latent_shape
+        halved = min(sides) >= 2 * SIDE
+        first = nn.Conv2d(channels + 2, width, 4 if halved else 3, stride=2 if halved else 1, padding=1)
+        # Pieces can only be counted by looking at all of them: five blocks see 23 positions at once.
         self.body = nn.Sequential(
-            nn.Conv2d(channels + 2, width, 3, padding=1), *[ResBlock(width, width) for _ in range(blocks)],
-            GroupNorm(width, act=True),
+            first, *[ResBlock(width, width) for _ in range(blocks)], GroupNorm(width, act=True),
         )
         self.head = nn.Sequential(nn.Linear(2 * width, 2 * width), nn.SiLU(), nn.Linear(2 * width, sum(words)))
 
@@ -43,22 +51,31 @@ class Reader(nn.Module):
         return list(self.head(torch.cat([h.mean((2, 3)), h.amax((2, 3))], dim=1)).float().split(self.words, dim=1))
 
     def error(self, z: Tensor, words: Tensor) -> Tensor:
-        """Cross-entropy of words [B,properties], numbers or UNKNOWN, summed over the properties: a scalar."""
-        return cross_entropy(self(z), words)
+        """Cross-entropy of words [B,properties], numbers or UNKNOWN: a mean over the rows whose word is known (0 if
+        none is), summed over the properties.
+        """
+        known = (words != UNKNOWN).sum(0).clamp_min(1)  # [properties]
+        return (cross_entropies(self(z), words) / known).sum()
 
-    def missed(self, z: Tensor, words: Tensor) -> Tensor:
-        """As ``error``, but what learns from it is z alone."""
-        state = {name: value.detach() for name, value in self.state_dict(keep_vars=True).items()}
-        return cross_entropy(functional_call(self, state, (z,)), words)
+    def corrected(self, z: Tensor, words: Tensor, steps: int) -> Tensor:
+        """Latents [B,C,h,w] after ``steps`` steps towards what ``words`` [B,properties] say; rows of which none is
+        known stay as they are. No row depends on another one. Works in inference mode, too.
+        """
+        with torch.inference_mode(False), torch.enable_grad():
+            z, words = z.detach().clone(), words.clone()
+            for _ in range(steps):
+                z.requires_grad_()
+                [gradient] = torch.autograd.grad(cross_entropies(self(z), words).sum(), z)
+                size = gradient.square().mean((1, 2, 3), keepdim=True).sqrt()
+                z = z.detach() - PUSH * gradient / (size + CONTENT)
+        return z.detach()
 
 
-def cross_entropy(logits: list[Tensor], words: Tensor) -> Tensor:
-    """Mean over the rows whose word is known (0 if none is), summed over the properties."""
-    known = (words != UNKNOWN).sum(0).clamp_min(1)  # [properties]
-    sums = [
+def cross_entropies(logits: list[Tensor], words: Tensor) -> Tensor:
+    """Sums over the rows whose word is known: [properties]."""
+    return torch.stack([
         F.cross_entropy(one, words[:, i], ignore_index=UNKNOWN, reduction="sum") for i, one in enumerate(logits)
-    ]
-    return (torch.stack(sums) / known).sum()
+    ])
 
 
 def agreement(shown: Tensor, asked: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ class Edit:
 class Generates:
     """Gives a model ``generate``. What it needs of the model: ``encode_text`` (prompts and a device -> a condition),
     ``average`` (the network), ``autoencoder`` (``to_latent`` and ``to_pixels``), ``latent_shape``, and ``sampler``,
-    which is used where a call names none.
+    which is used where a call names none; ``reader`` (models/reader.py) can be None.
     """
 
     encode_text: Any
@@ -45,6 +45,7 @@ class Generates:
     autoencoder: Any
     latent_shape: Any
     sampler: Any
+    reader: Any
 
     @torch.no_grad()
     def generate(
@@ -62,6 +63,7 @@ class Generates:
         towards: tuple[str, Tensor] | None = None,
         edit: Edit | None = None,
         sketch: Tensor | None = None,
+        correct: tuple[Tensor, int] | None = None,
     ) -> Tensor:
         """Probabilities [B,C,H,W] of the masks that B prompts and noise [B,Cz,h,w] give, by the averaged network.
 
@@ -74,6 +76,8 @@ class Generates:
             towards: a second prompt, and how far each row stands on the way to it, [B] (see ``Mixed``).
             edit: a given image; where it is kept, the answer is that image bit for bit.
             sketch: what the masks should follow, for networks that read sketches: [1,1,H,W] for all rows, or [B,1,H,W].
+            correct: numbers [B,4] of the words that the reader is to see in what was drawn, and in how many steps it
+                may change it (see ``Reader.corrected``); for models with a reader.
         """
         others = [negative] * bool(negative.strip()) + ([towards[0]] if towards else [])
         texts = self.encode_text([*prompts, *others], noise.device)  # together, since they share one length
@@ -93,6 +97,8 @@ class Generates:
             self.average, noise, cond, steps=steps, times=times, shift=shift, guidance=options, randn=randn,
             known=None if edit is None else self.known(edit, noise.device),
         )
+        if correct is not None:
+            z = self.reader.corrected(z, correct[0].to(z.device), correct[1])
         p = self.autoencoder.to_pixels(z).sigmoid()
         if edit is None or edit.keep is None:
             return p

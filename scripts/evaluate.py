@@ -93,7 +93,7 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     from metrics.report import summaries
     from metrics.sets import grey_share
     from metrics.yardstick import Yardstick
-    from scripts.seeded import build_sampler_for, choose_device, recipes, useful_tries
+    from scripts.seeded import build_sampler_for, choose_device, recipes, useful_corrections, useful_tries
 
     if min(len(train), len(held_out)) < 2:
         raise ConfigError(f"{len(train)} training and {len(held_out)} held-out masks are too few: 2 of each are needed")
@@ -102,7 +102,9 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     started = time.perf_counter()
     device = choose_device(cfg.accelerator)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
-    ways = recipes(sampler, cfg.steps, None, cfg, tries=useful_tries(cfg.tries, held_out.prompts, 1))
+    corrections = useful_corrections(cfg.corrections, held_out.prompts, module)
+    tries = useful_tries(cfg.tries, held_out.prompts, 1)
+    ways = recipes(sampler, cfg.steps, None, cfg, tries=tries, corrections=corrections)
     real, seen = torch.from_numpy(held_out.images), torch.from_numpy(train.images)  # [N,H,W]
     num = cfg.num or len(held_out)
 
@@ -138,6 +140,7 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
 
     return {
         "trained": to_dict(module.cfg), "sampler": sampler.name, "guidance": cfg.guidance,
+        "corrections": corrections,
         "stage_1": reconstruction(module.autoencoder, real, device),
         "judge": about | own, "features": features.name, "frechet_name": features.frechet_name,
         "num": num, "num_real": min(num, len(train)), "num_held_out": len(held_out), "num_training": len(train),

@@ -159,18 +159,20 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         FileNotFoundError: no prompts file.
     """
     from scripts.edits import read_edit, read_sketch
-    from scripts.seeded import build_sampler_for, recipes, useful_tries
+    from scripts.seeded import build_sampler_for, recipes, useful_corrections, useful_tries
 
     prompts = read_prompts(cfg)
     require_masks(cfg, module.cfg.data.channels)
     tries = 1 if cfg.on_a_way else useful_tries(cfg.tries, prompts, module.cfg.data.channels)
+    as_drawn = cfg.on_a_way or cfg.init_mask  # what lies between two, or is to stay, is no matter of words alone
+    corrections = 0 if as_drawn else useful_corrections(cfg.corrections, prompts, module)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
     edit, about = read_edit(cfg, module)
     sketch, said = read_sketch(cfg, module)
     negative, to_prompt = folded(cfg.negative_prompt), None if cfg.to_prompt is None else folded(cfg.to_prompt)
     ways = recipes(
         sampler, cfg.steps, cfg.time_list, cfg, edit=edit, sketch=sketch, negative=negative, to_prompt=to_prompt,
-        to_seed=cfg.to_seed, tries=tries,
+        to_seed=cfg.to_seed, tries=tries, corrections=corrections,
     )
     shared = {
         "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
@@ -181,6 +183,7 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
         "checkpoint": getattr(module, "sha256", "") or file_hash(checkpoint_path(cfg.checkpoint)),
     }  # fmt: skip
     further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about, **said}
+    further["corrections"] = corrections or None
     further["tries"] = tries if tries > 1 else None
     shared |= {name: value for name, value in further.items() if value is not None}
     steps = [way.steps for way in ways]

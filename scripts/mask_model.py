@@ -11,11 +11,13 @@ from configs.autoencoder_cfg import Stage1Cfg
 from configs.cli import from_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.whole_file import file_hash
+from metrics.grammar import WORDS
 from models import build_backbone
 from models.checkpoint import read_checkpoint, whole
 from models.codec import Autoencoder
 from models.export import KEY, MAKE, averaged, with_twins
 from models.parts import is_parts
+from models.reader import Reader
 from models.text import TextEncoder
 from samplers import build_sampler
 from samplers.generates import Generates
@@ -32,6 +34,9 @@ class MaskModel(Generates, nn.Module):
         self.sampler = build_sampler(cfg.sampler)
         self.encode_text = TextEncoder(cfg.text)
         self.average = build_backbone(cfg.backbone, self.latent_shape, self.encode_text.features, cfg.text.width)
+        self.reader = None
+        if cfg.reader.width:
+            self.reader = Reader(self.latent_shape, [len(words) for words in WORDS], cfg.reader.width)
         self.sha256 = ""  # of the file that it was read from
         self.eval().requires_grad_(False)
 
@@ -50,7 +55,7 @@ def load_mask_model(path: str | Path, device: str | torch.device = "cpu", bf16: 
         model = MaskModel(from_dict(Stage2Cfg, about["config"]), autoencoder)
         model.sha256 = digest
         state = with_twins(averaged(content["state_dict"], torch.float32))
-        twins = [name for name in state if name.startswith(("net.", "teacher.", "reader."))]  # training needs them
+        twins = [name for name in state if name.startswith(("net.", "teacher."))]  # training needs them
         model.load_state_dict({name: value for name, value in state.items() if name not in twins})
     for layer in model.modules() if bf16 else ():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 WORDS = 4
 """Words of a caption of geometry."""
+CORRECTIONS = 10
+"""Steps in which a reader corrects such a mask, unless another number is asked for."""
 TRIES = 16
 """Of a mask whose prompt says what can be counted in it, unless another number is asked for."""
 FURTHER = 0x9E3779B1
@@ -53,6 +55,8 @@ class Recipe:
     """A given mask to start from or to keep part of."""
     sketch: Tensor | None = None
     """What the masks should follow beside their prompts: [1,1,H,W] for all of them, or one each [B,1,H,W]."""
+    corrections: int = 0
+    """Steps in which the model's reader corrects masks whose prompts are captions of geometry."""
     tries: int = 1
     """Draw a mask that is not what its caption of geometry says anew, from other seeds, until so many were drawn."""
     bf16: bool = False
@@ -189,6 +193,11 @@ def draw(
         how["edit"] = recipe.edit
     if recipe.sketch is not None:
         how["sketch"] = recipe.sketch
+    if recipe.corrections:
+        from metrics.geometry import numbers
+        from metrics.grammar import parse
+
+        how["correct"] = numbers([parse(prompt) for prompt in prompts]), recipe.corrections
     # TF32 keeps ten bits of a product: rounding would then exceed DOUBT.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), exact, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
@@ -197,6 +206,23 @@ def draw(
             times=recipe.times, shift=recipe.shift, guidance=recipe.guidance, randn=randn, **how,
         )
     return p.float().cpu()
+
+
+def useful_corrections(corrections: int | None, prompts: Sequence[str], module: Any) -> int:
+    """``corrections``, or in the place of None as many as help. Raises ConfigError for some that could change nothing.
+    """
+    from metrics.grammar import parse
+
+    known = any(parse(prompt) for prompt in prompts)
+    if corrections is None:
+        return CORRECTIONS if module.reader is not None and known else 0
+    if corrections and module.reader is None:
+        raise ConfigError(f"corrections is {corrections}, but this model has no reader to correct by: leave it out, or "
+                          "train one with --init MODEL --reader.width 64 --reader.only True")  # fmt: skip
+    if corrections and not known:
+        raise ConfigError(f"corrections is {corrections}, but a mask is only corrected where a prompt says what can be "
+                          'counted in it, such as "two small round blobs, top": leave it out')  # fmt: skip
+    return corrections
 
 
 def useful_tries(tries: int, prompts: Sequence[str], channels: int) -> int:

@@ -16,6 +16,7 @@ class FakeModule:
     """Same methods as DiffusionModule. Latents are 1x4x4, masks 1x8x8; the prompt shifts their mean."""
 
     latent_shape = (1, 4, 4)
+    reader = None
 
     def __init__(self, sampler: Any, channels: int = 1) -> None:
         self.cfg = SimpleNamespace(sampler=sampler, data=SimpleNamespace(channels=channels))

@@ -52,6 +52,7 @@ class Perfect:
     """Draws a bar of the right direction at a place that the noise decides."""
 
     latent_shape = (1, 2, 2)
+    reader = None
     cfg = Stage2Cfg(sampler=ShortcutCfg())
     autoencoder = Same()
 

@@ -1,6 +1,7 @@
-"""The reader of captions of geometry: what it learns, who learns from it, and where it stays."""
+"""The reader of captions of geometry: what it learns, what it corrects, and where it stays."""
 
 import csv
+import json
 import math
 import re
 from dataclasses import replace
@@ -12,22 +13,26 @@ import torch
 from conftest import TINY_2
 from data_fixtures import write_mask
 
+from configs.beginning import require_startable, taken_over
 from configs.checks import ConfigError
 from configs.diffusion_cfg import ReaderCfg, SketchCfg, Stage2Cfg
-from configs.sampler_cfg import DDPMCfg, ShortcutCfg
+from configs.sampler_cfg import DDPMCfg, FlowCfg
 from configs.trainer_cfg import TrainerCfg
 from diffusion import DiffusionModule, load_diffusion
 from metrics.geometry import describe, numbers
 from metrics.grammar import WORDS, Geometry, parse
 from models.export import averaged
-from models.reader import UNKNOWN, Reader, agreement, cross_entropy
+from models.reader import CONTENT, PUSH, UNKNOWN, Reader, agreement, cross_entropies
 from scripts.caption_masks import main as caption_masks
+from scripts.evaluate import main as evaluate
+from scripts.generate_masks import main as generate_masks
 from scripts.mask_model import load_mask_model
+from scripts.seeded import CORRECTIONS, DOUBT, Recipe, draw, useful_corrections
 from scripts.train_stage_1 import main as train_stage_1
 from scripts.train_stage_2 import main as train_stage_2
 from trainer import take_over
 
-READING = replace(TINY_2, reader=ReaderCfg(weight=1.0, share=0.5, width=16))
+ALONE = replace(TINY_2, init="one.ckpt", reader=ReaderCfg(width=16, only=True))
 PROMPTS = ["two small round blobs, left", "one large hollow blob, top", "many small long blobs, centre", "nothing"]
 
 
@@ -39,14 +44,14 @@ def test_words_become_numbers_and_numbers_words() -> None:
     assert numbers([]).shape == (0, 4)
 
 
-def test_the_error_is_the_cross_entropy_of_what_is_known() -> None:
+def test_the_errors_are_cross_entropies_of_what_is_known() -> None:
     even = [torch.zeros(3, options) for options in (7, 3)]
     words = torch.tensor([[0, 2], [6, UNKNOWN], [UNKNOWN, UNKNOWN]])
-    assert cross_entropy(even, words) == pytest.approx(math.log(7) + math.log(3))
+    assert cross_entropies(even, words).tolist() == pytest.approx([2 * math.log(7), math.log(3)])
     sure = [torch.tensor([[2.0, 0.0], [0.0, 0.0]]), torch.zeros(2, 2)]
     rows = torch.tensor([[1, UNKNOWN], [0, UNKNOWN]])
-    assert cross_entropy(sure, rows) == pytest.approx((math.log1p(math.exp(2.0)) + math.log(2)) / 2)
-    assert cross_entropy(even, torch.full((3, 2), UNKNOWN)) == 0
+    assert cross_entropies(sure, rows).tolist() == pytest.approx([math.log1p(math.exp(2.0)) + math.log(2), 0])
+    assert cross_entropies(even, torch.full((3, 2), UNKNOWN)).tolist() == [0, 0]
 
 
 def test_agreement_is_of_the_rows_that_ask_for_something() -> None:
@@ -56,158 +61,215 @@ def test_agreement_is_of_the_rows_that_ask_for_something() -> None:
     assert agreement(shown[2:3], asked[2:3]) == 0
 
 
-def test_the_reader_learns_and_what_is_missed_teaches_the_latent_alone() -> None:
+@pytest.mark.parametrize("side", [4, 16])
+def test_the_reader_learns_to_read_and_corrects_what_it_reads(side: int) -> None:
     torch.manual_seed(0)
-    reader = Reader(2, [3, 2], 16, blocks=1)
-    z = torch.randn(256, 2, 4, 4)
-    words = torch.stack([z[:, 0].mean((1, 2)).mul(8).round().clamp(-1, 1).long() + 1, (z[:, 1, 0, 0] > 0).long()], 1)
+    reader = Reader((2, side, side), [3, 2], 16, blocks=1)
+
+    def sample(rows: int) -> tuple[torch.Tensor, torch.Tensor]:
+        z = torch.randn(rows, 2, 1, 1) + 0.3 * torch.randn(rows, 2, side, side)
+        mean = z.mean((2, 3))
+        return z, torch.stack([(2 * mean[:, 0]).round().clamp(-1, 1).long() + 1, (mean[:, 1] > 0).long()], 1)
+
+    z, words = sample(256)
     assert [logits.shape for logits in reader(z)] == [(256, 3), (256, 2)]
     first = float(reader.error(z, words).detach())
     assert first == pytest.approx(math.log(3) + math.log(2), abs=0.3)  # it knows nothing yet
     optimiser = torch.optim.AdamW(reader.parameters(), 1e-2)
     for _ in range(120):
+        z, words = sample(64)
         optimiser.zero_grad()
         reader.error(z, words).backward()
         optimiser.step()
     assert float(reader.error(z, words).detach()) < first / 3
 
-    optimiser.zero_grad()
-    wrong = torch.randn(64, 2, 4, 4).requires_grad_()
-    asked = torch.stack([torch.arange(64) % 3, torch.arange(64) % 2], 1)
-    missed = reader.missed(wrong, asked)
-    assert missed.detach() == pytest.approx(float(reader.error(wrong, asked).detach()))
-    missed.backward()
-    assert all(weight.grad is None or not weight.grad.any() for weight in reader.parameters())
-    assert wrong.grad is not None
-    better = (wrong - 100 * wrong.grad).detach()  # the mean's gradient of one of 64 rows is small
-    assert float(reader.error(better, asked).detach()) < float(missed.detach())
+    wrong, _ = sample(32)
+    asked = torch.stack([torch.arange(32) % 3, torch.arange(32) % 2], 1)
+    asked[5] = asked[7, 0] = UNKNOWN
+    with torch.inference_mode():
+        better = reader.corrected(wrong + 0, asked + 0, 20)  # as tensors of inference mode
+    assert float(reader.error(better, asked).detach()) < 0.5 * float(reader.error(wrong, asked).detach())
+    assert torch.equal(better[5], wrong[5])  # nothing is asked of it
+    assert not torch.equal(better[7], wrong[7])
+    assert ((better - wrong).square().mean((1, 2, 3)).sqrt() <= 20 * PUSH).all()
+    assert not better.requires_grad
+    assert all(weight.requires_grad for weight in reader.parameters())
+    torch.testing.assert_close(reader.corrected(wrong[3:4], asked[3:4], 20), better[3:4], atol=1e-4, rtol=0)
+    assert torch.equal(reader.corrected(wrong, asked, 0), wrong)
 
 
-def test_the_words_reach_the_network_by_the_masks_that_it_draws(tiny_diffusion: DiffusionModule) -> None:
-    torch.manual_seed(1)
-    module = DiffusionModule(READING, tiny_diffusion.autoencoder)
-    assert module.reader is not None
-    for name, weight in module.net.named_parameters():  # whose last layer is 0 at first
-        if not weight.any() and "sketch" not in name:
-            torch.nn.init.normal_(weight, std=0.1)
-    for name, weight in module.reader.named_parameters():
-        if name.startswith("head"):
-            torch.nn.init.normal_(weight, std=0.5)
-    x1, cond = torch.randn(4, *module.latent_shape), module.encode_text(PROMPTS)
-    z, shown = module.drawn(module.net, x1, cond)
-    assert z.shape == (2, *module.latent_shape)  # half of the prompts
-    with torch.no_grad():
-        assert torch.equal(shown, numbers(describe(module.autoencoder.to_pixels(z) > 0)))
+def test_a_step_of_a_correction_has_the_length_that_the_gradient_deserves() -> None:
+    class Sum(Reader):
+        def forward(self, z: torch.Tensor) -> list[torch.Tensor]:
+            first = z.mean((1, 2, 3))
+            return [torch.stack([first, -first], 1)]
 
-    torch.manual_seed(2)
-    loss, parts = module.follow(module.reader, x1, cond, PROMPTS)
-    assert set(parts) == {"reader", "missed", "as_asked"}
-    assert loss.detach() == pytest.approx(float(parts["reader"] + parts["missed"]), rel=1e-5)
-    loss.backward()
-    assert any(weight.grad is not None and weight.grad.any() for weight in module.net.parameters())
-    assert all(weight.grad is None for weight in module.autoencoder.parameters())
+    reader, z = Sum((1, 4, 4), [2], 8), torch.zeros(1, 1, 4, 4)
+    # The error is log(1 + exp(-2m)) of the mean m, its gradient -2 sigmoid(-2m) / 16 in each number: 1/16 at 0.
+    one = reader.corrected(z, torch.tensor([[0]]), 1)
+    torch.testing.assert_close(one, torch.full_like(z, PUSH / 16 / (1 / 16 + CONTENT)))
+    torch.testing.assert_close(reader.corrected(z, torch.tensor([[1]]), 1), -one)
 
 
-def test_the_reader_learns_alone_then_beside_the_flow_and_is_followed_where_jumps_are_learned(
+def test_only_the_reader_learns_first_from_masks_then_from_what_is_drawn_and_corrected(
     tiny_diffusion: DiffusionModule, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    late = replace(READING, reader=replace(READING.reader, begin=0.25), sampler=ShortcutCfg(begin=0.5, every=2))
-    module = DiffusionModule(late, tiny_diffusion.autoencoder)
+    module = DiffusionModule(replace(ALONE, reader=replace(ALONE.reader, begin=0.25)), tiny_diffusion.autoencoder)
     assert module.reader is not None
     monkeypatch.setattr(module, "log", lambda *args, **kwargs: None)
     monkeypatch.setattr(module, "log_dict", lambda *args, **kwargs: None)
     batch = {"image": torch.rand(4, 1, 32, 32).round(), "prompt": PROMPTS}
-    alone, beside, followed = {"reader"}, {"reader", "flow"}, {"reader", "flow", "missed", "as_asked"}
-    for used, step, told in ((0.2, 0, alone), (0.25, 0, beside), (0.5, 1, beside), (0.5, 2, followed)):
+    module._trainer = type("AtStep", (), {"global_step": 0})()  # all that is asked of it
+    for used, told in ((0.2, {"reader"}), (0.25, {"reader", "as_asked"})):
         module.used = used
-        at = type("AtStep", (), {"global_step": step})()
-        module._trainer = at  # all that is asked of it
         module.zero_grad()
         output = module.training_step(batch, 0)
-        assert {name for name in output if name != "loss" and not name.startswith("consistency")} == told
+        assert set(output) == {"loss"} | told
         output["loss"].backward()
-        assert any(weight.grad is not None for weight in module.net.parameters()) == (used >= 0.25)
         assert all(weight.grad is not None for weight in module.reader.parameters())
+    assert not any(weight.requires_grad for name, weight in module.named_parameters() if not name.startswith("reader."))
     module._trainer = None
     groups = module.configure_optimizers()["optimizer"].param_groups
-    assert [group["initial_lr"] for group in groups] == [module.cfg.optim.lr] * 2 + [module.cfg.reader.lr] * 2
+    assert sum(len(group["params"]) for group in groups) == len(list(module.reader.parameters()))
+    assert {module.corrections() for _ in range(200)} == set(range(module.cfg.reader.steps + 1))
 
 
-def test_a_reader_is_trained_exported_taken_over_and_left_aside(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_words_that_drawn_masks_teach_are_true_of_them(tiny_diffusion: DiffusionModule) -> None:
+    module = DiffusionModule(ALONE, tiny_diffusion.autoencoder)
+    assert module.reader is not None
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    class Spy(Reader):
+        def error(self, z: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+            seen.append((z, words))
+            return super().error(z, words)
+
+    spy = Spy(module.latent_shape, module.reader.words, 16)
+    x1 = torch.randn(4, *module.latent_shape)
+    _, parts = module.read(spy, x1, PROMPTS, 2)
+    z, words = seen.pop()
+    assert torch.equal(z[:2], x1[:2])
+    assert len(z) == 2 + 4
+    asked = module.asked(PROMPTS)
+    assert torch.equal(words[:2], asked[:2])
+    assert torch.equal(words[2:], numbers(describe(module.autoencoder.to_pixels(z[2:]) > 0)))
+    assert parts["as_asked"] == agreement(words[2:], asked)
+    module.read(spy, x1, PROMPTS, None)
+    assert torch.equal(seen[0][0], x1)
+    assert torch.equal(seen[0][1], asked)
+
+
+@pytest.fixture
+def captioned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A folder with captions of geometry, two trained stages in one and two, and settings of a training on it."""
     monkeypatch.delenv("MASK_RUN_DIR", raising=False)
     monkeypatch.chdir(tmp_path)
-    draw = np.random.default_rng(0)
-    for i in range(24):
+    draw_from = np.random.default_rng(0)
+    for i in range(40):
         mask = np.zeros((32, 32), np.uint8)
         for _ in range(1 + i % 3):
-            y, x = draw.integers(0, 26, 2)
+            y, x = draw_from.integers(0, 26, 2)
             mask[y : y + 5, x : x + 5] = 1
         write_mask(tmp_path / f"masks/{i}.png", mask)
     caption_masks(["masks", "--image-size", "32"])
     common = [
         "--data.source.train", "masks", "--data.image-size", "32", "--data.batch-size", "8", "--train.previews",
         "False", "--train.accelerator", "cpu", "--train.precision", "fp32", "--train.channels-last", "off",
-        "--train.val-every", "3", "--train.log-every", "1",
+        "--train.val-every", "2", "--train.log-every", "1", "--train.quality", "0",
     ]  # fmt: skip
-    train_stage_1(["folder", *common, "--train.max-steps", "1", "--train.run-dir", "one"])
-    small = ["--backbone.width", "32", "--backbone.multipliers", "1", "2", "--train.quality", "0"]
-    asks = ["--reader.weight", "1", "--reader.width", "16", "--sampler.begin", "0"]
-    run = [*common, *small, "--autoencoder", "one/last.ckpt", "--train.run-dir", "two"]
-    alone = ["folder", *run, *asks, "--reader.begin", "0.4"]
-    train_stage_2([*alone, "--train.max-steps", "1"])
-    with_reader = load_diffusion("two/last.ckpt")
-    assert with_reader.reader is not None
-    train_stage_2([*alone, "--train.max-steps", "3", "--train.resume", "auto"])  # a step more of it alone, then both
-    both = load_diffusion("two/last.ckpt")
-    assert both.reader is not None
-    for old, new in ((with_reader.reader, both.reader), (with_reader.net, both.net)):
-        assert any(not torch.equal(a, b) for a, b in zip(old.parameters(), new.parameters(), strict=True))
-    log = sorted(Path("two").rglob("metrics.csv"))[-1]  # each start writes one
+    train_stage_1(["folder", *[x for x in common if x not in ("--train.quality", "0")], "--train.max-steps", "1",
+                   "--train.run-dir", "one"])  # fmt: skip
+    train_stage_2(["folder", *common, "--backbone.width", "32", "--backbone.multipliers", "1", "2", "--sampler.begin",
+                   "0", "--autoencoder", "one/last.ckpt", "--train.max-steps", "2", "--train.run-dir", "two"])
+    return common
+
+
+def test_a_reader_is_trained_alone_resumed_exported_carried_along_and_corrects(
+    captioned: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = ["folder", *captioned, "--init", "two/last.ckpt", "--reader.width", "16", "--reader.only", "True",
+           "--train.run-dir", "three", "--train.channels-last", "auto"]  # fmt: skip
+    train_stage_2([*run, "--train.max-steps", "1"])
+    first, plain = load_diffusion("three/last.ckpt"), load_diffusion("two/last.ckpt")
+    train_stage_2([*run, "--train.max-steps", "4", "--train.resume", "auto"])
+    trained = load_diffusion("three/last.ckpt")
+    assert first.reader is not None
+    assert trained.reader is not None
+    pairs = zip(first.reader.parameters(), trained.reader.parameters(), strict=True)
+    assert any(not torch.equal(a, b) for a, b in pairs)
+    for name, value in plain.average.state_dict().items():  # the network is what it was
+        for twin in (trained.average, trained.net, trained.teacher):
+            assert torch.equal(twin.state_dict()[name], value)
+    assert trained.cfg.sampler == plain.cfg.sampler
+    log = sorted(Path("three").rglob("metrics.csv"))[-1]  # each start writes one
     with log.open() as file:
         told = [row for row in csv.DictReader(file) if row.get("val/as_asked")]
     assert told
     assert 0 <= float(told[-1]["val/as_asked"]) <= 1
-    assert Path("two/best.ckpt").is_file()
-
-    first = load_diffusion("two/last.ckpt")
-    assert first.reader is not None
-    train_stage_2(["folder", *run, *asks, "--train.max-steps", "4", "--train.resume", "auto"])  # with its moments
-    trained = load_diffusion("two/last.ckpt")
-    assert trained.reader is not None
-    moved = [not torch.equal(a, b) for a, b in zip(trained.reader.parameters(), first.reader.parameters(), strict=True)]
-    assert any(moved)
+    assert Path("three/best.ckpt").is_file()
 
     kept = averaged(trained.state_dict(), torch.float32)
     assert any(name.startswith("reader.") for name in kept)
-    drawn = load_mask_model("two/last.ckpt")
-    assert not any(name.startswith("reader.") for name in drawn.state_dict())
-    noise = torch.randn(2, *trained.latent_shape)
-    torch.testing.assert_close(drawn.generate(PROMPTS[:2], noise), trained.generate(PROMPTS[:2], noise))
+    model = load_mask_model("three/last.ckpt")
+    for weight in model.reader.head.parameters():  # so that it has something to say
+        torch.nn.init.normal_(weight, std=0.5)
+    device, seeds = torch.device("cpu"), range(4)
+    asked = useful_corrections(None, PROMPTS, model)
+    assert asked == CORRECTIONS
+    way = Recipe(model.sampler, 1, corrections=asked)
+    p = draw(model, PROMPTS, seeds, way, device)
+    as_drawn = draw(model, PROMPTS, seeds, replace(way, corrections=0), device)
+    assert not torch.equal(p, as_drawn)
+    noise = torch.stack([torch.randn(model.latent_shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
+    torch.testing.assert_close(as_drawn, model.generate(PROMPTS, noise, steps=1))
+    words = numbers([parse(prompt) for prompt in PROMPTS])
+    torch.testing.assert_close(p, model.generate(PROMPTS, noise, steps=1, correct=(words, asked)))
+    alone = [draw(model, PROMPTS[i : i + 1], [i], way, device)[0] for i in seeds]
+    assert (torch.stack(alone) - p).abs().max() < DOUBT / 2  # no mask depends on its batch
+    draw(model, PROMPTS, seeds, replace(way, bf16=True), device)  # also where weights are converted
 
-    other = replace(trained.cfg, init="two/last.ckpt", autoencoder="auto", reader=ReaderCfg(weight=0.5))
+    other = replace(trained.cfg, init="three/last.ckpt", autoencoder="auto", reader=ReaderCfg())
     cfg, source = take_over(other)
     assert source is not None
-    assert cfg.reader == ReaderCfg(weight=0.5, width=16)  # as wide as the one that is there
-    assert "reader.width" in capsys.readouterr().out
-    assert take_over(replace(other, reader=ReaderCfg()))[0].reader == ReaderCfg()
+    assert cfg.reader == ReaderCfg(width=16)  # carried along, and not trained
     again = DiffusionModule(cfg, source.autoencoder)
     again.begin_with(source)
     assert again.reader is not None
     assert all(torch.equal(a, b) for a, b in zip(again.reader.parameters(), trained.reader.parameters(), strict=True))
+    assert not any(weight.requires_grad for weight in again.reader.parameters())
+    assert all(weight.requires_grad for weight in again.net.parameters())
+
+    capsys.readouterr()
+    prompt = ["--prompt", PROMPTS[0], "--num", "2", "--steps", "1", "--tries", "1"]
+    generate_masks(["--checkpoint", "three/last.ckpt", *prompt, "--out", "drawn"])
+    generate_masks(["--checkpoint", "three/last.ckpt", *prompt, "--out", "bare", "--corrections", "0"])
+    said = [json.loads((Path(folder) / "manifest.jsonl").read_text().splitlines()[0]) for folder in ("drawn", "bare")]
+    assert [about.get("corrections") for about in said] == [CORRECTIONS, None]
+    judged = ["--checkpoint", "three/last.ckpt", "--num", "4", "--steps", "1", "--search", "0"]
+    evaluate([*judged, "--out", "with.json"])
+    evaluate([*judged, "--out", "without.json", "--corrections", "0"])
+    assert [json.loads(Path(f"{name}.json").read_text())["corrections"] for name in ("with", "without")] == [10, 0]
+    for model_path, wanted in (("two/last.ckpt", "has no reader to correct by"), ("three/last.ckpt", "only corrected")):
+        with pytest.raises(SystemExit):
+            generate_masks(["--checkpoint", model_path, "--prompt", "a cat" if "three" in model_path else PROMPTS[0],
+                            "--corrections", "5", "--out", "none"])  # fmt: skip
+        assert wanted in " ".join(capsys.readouterr().err.split())
 
 
 @pytest.mark.parametrize(("made", "said"), [
-    (lambda: ReaderCfg(weight=-1.0), "reader.weight is -1"),
-    (lambda: ReaderCfg(share=0.0), "reader.share is 0"),
+    (lambda: ReaderCfg(width=-1), "reader.width is -1"),
     (lambda: ReaderCfg(begin=1.0), "reader.begin is 1"),
-    (lambda: ReaderCfg(lr=0.0), "reader.lr is 0"),
-    (lambda: ReaderCfg(width=0), "reader.width is 0"),
-    (lambda: replace(READING, sampler=DDPMCfg()), "learns no jumps"),
-    (lambda: replace(READING, sketch=SketchCfg(only=True)), "only the encoder of sketches"),
-    (lambda: replace(READING, train=TrainerCfg(strategy="fsdp")), "take ddp"),
-    (lambda: replace(READING, train=TrainerCfg(strategy="hybrid")), "take ddp"),
+    (lambda: ReaderCfg(steps=0), "reader.steps is 0"),
+    (lambda: replace(ALONE, sampler=DDPMCfg()), "learns no jumps"),
+    (lambda: replace(ALONE, sketch=SketchCfg(only=True)), "only the encoder of sketches"),
+    (lambda: replace(ALONE, train=TrainerCfg(strategy="fsdp")), "take ddp"),
+    (lambda: replace(ALONE, train=TrainerCfg(strategy="hybrid")), "take ddp"),
+    (lambda: require_startable(replace(ALONE, init="")), "name one with --init"),
+    (lambda: require_startable(replace(TINY_2, reader=ReaderCfg(width=16))), "is trained after it"),
+    (lambda: taken_over(replace(ALONE, reader=ReaderCfg(only=True)), TINY_2), "to begin one"),
+    (lambda: taken_over(replace(ALONE, reader=ReaderCfg(width=16)), TINY_2), "has no reader"),
+    (lambda: taken_over(ALONE, replace(TINY_2, reader=ReaderCfg(width=32))), "ask for as many"),
+    (lambda: taken_over(ALONE, replace(TINY_2, sampler=FlowCfg())), "learns no jumps"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(made: object, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
@@ -219,22 +281,10 @@ def test_other_prompts_than_captions_of_geometry_are_refused(
 ) -> None:
     monkeypatch.delenv("MASK_RUN_DIR", raising=False)
     with pytest.raises(SystemExit):
-        train_stage_2(["animals", "--reader.weight", "1", "--init", "animals",
+        train_stage_2(["animals", "--reader.width", "64", "--reader.only", "True", "--init", "animals",
                        "--train.run-dir", str(tmp_path / "run")])
     told = " ".join(capsys.readouterr().err.split())
     assert "no captions of geometry" in told
-    assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("shared", [("--train.devices", "2"), ("--train.strategy", "ddp")])
-def test_a_reader_that_learns_alone_beside_other_processes_is_refused(
-    shared: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.delenv("MASK_RUN_DIR", raising=False)
-    with pytest.raises(SystemExit):
-        train_stage_2(["geometry", "--reader.weight", "1", "--reader.begin", "0.2", *shared,
-                       "--train.accelerator", "cpu", "--train.run-dir", str(tmp_path / "run")])
-    assert "reader.begin is 0.2, but only on one device" in " ".join(capsys.readouterr().err.split())
     assert not (tmp_path / "run").exists()
 
 
@@ -242,4 +292,4 @@ def test_a_model_of_before_there_were_readers_is_read() -> None:
     plain = load_diffusion("models/shipped/animals.safetensors")
     assert plain.reader is None
     assert isinstance(plain.cfg, Stage2Cfg)
-    assert plain.cfg.reader.weight == 0
+    assert plain.cfg.reader == ReaderCfg()
