@@ -57,10 +57,6 @@ class Sampler(Solver):
 
     cfg: SamplerCfg
 
-    def learns_jumps(self, when: When) -> bool:
-        """Whether a step of the training teaches the network steps that are longer than those of a solver."""
-        return False
-
     @abstractmethod
     def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
         """``targets`` after condition dropout; called without gradients."""
