@@ -28,8 +28,9 @@ class SamplingCfg:
     zero_init: float = 0.0
     """CFG-Zero*: share of the first steps that leave the noise as it is, such as 0.04 (flow, heun, dpmpp ...)."""
     corrections: int | None = None
-    """Steps in which the model's reader, if it has one, corrects masks whose prompts are captions of geometry, after
-    the network's own; 0: masks as the network draws them; none: 10 where there is a reader."""
+    """Steps in which the model's reader, if it has one, may correct masks whose prompts are captions of geometry, after
+    the network's own, until they are what they are asked for; 0: masks as the network draws them; none: 20 where there
+    is a reader."""
     precision: Literal["fp32", "bf16"] = "fp32"
     """fp32: a seed gives the same mask at any batch size; bf16: faster where the hardware has it, but a few pixels may
     differ."""

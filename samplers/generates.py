@@ -34,6 +34,18 @@ class Edit:
         return F.max_pool2d((~self.keep)[None, None].float(), factor)[0, 0] == 0
 
 
+@dataclass(frozen=True)
+class Correction:
+    """What the reader of a model is to make of what was drawn (see ``Reader.corrected``)."""
+
+    words: Tensor
+    """[B,4] numbers of the words that it is to see in each row."""
+    steps: int
+    """The most that it may take."""
+    shown: Callable[[Tensor, Tensor], Tensor]
+    """From the numbers of some rows [n] and their probabilities [n,C,H,W] to the words [n,4] that they show."""
+
+
 class Generates:
     """Gives a model ``generate``. What it needs of the model: ``encode_text`` (prompts and a device -> a condition),
     ``average`` (the network), ``autoencoder`` (``to_latent`` and ``to_pixels``), ``latent_shape``, and ``sampler``,
@@ -63,7 +75,7 @@ class Generates:
         towards: tuple[str, Tensor] | None = None,
         edit: Edit | None = None,
         sketch: Tensor | None = None,
-        correct: tuple[Tensor, int] | None = None,
+        correct: Correction | None = None,
     ) -> Tensor:
         """Probabilities [B,C,H,W] of the masks that B prompts and noise [B,Cz,h,w] give, by the averaged network.
 
@@ -76,8 +88,7 @@ class Generates:
             towards: a second prompt, and how far each row stands on the way to it, [B] (see ``Mixed``).
             edit: a given image; where it is kept, the answer is that image bit for bit.
             sketch: what the masks should follow, for networks that read sketches: [1,1,H,W] for all rows, or [B,1,H,W].
-            correct: numbers [B,4] of the words that the reader is to see in what was drawn, and in how many steps it
-                may change it (see ``Reader.corrected``); for models with a reader.
+            correct: what the reader is to make of what was drawn; for models that have one.
         """
         others = [negative] * bool(negative.strip()) + ([towards[0]] if towards else [])
         texts = self.encode_text([*prompts, *others], noise.device)  # together, since they share one length
@@ -98,11 +109,19 @@ class Generates:
             known=None if edit is None else self.known(edit, noise.device),
         )
         if correct is not None:
-            z = self.reader.corrected(z, correct[0].to(z.device), correct[1])
+            z = self.corrected(z, correct)
         p = self.autoencoder.to_pixels(z).sigmoid()
         if edit is None or edit.keep is None:
             return p
         return torch.where(edit.keep.to(p.device), edit.image.to(p), p)
+
+    def corrected(self, z: Tensor, correct: Correction) -> Tensor:
+        """Latents [B,Cz,h,w] changed by the reader until their masks show what they are asked for."""
+
+        def shown(rows: Tensor, z: Tensor) -> Tensor:
+            return correct.shown(rows, self.autoencoder.to_pixels(z).sigmoid()).to(z.device)
+
+        return self.reader.corrected(z, correct.words.to(z.device), correct.steps, shown)
 
     def known(self, edit: Edit, device: torch.device) -> Known:
         """The latent of a given image, and the part of it to keep."""

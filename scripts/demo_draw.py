@@ -117,7 +117,7 @@ def draw_in_turn(module: Any, cfg: GenerateCfg) -> Iterator[Result]:
     while len(result.pixels) < len(plan):
         begun, done = time.perf_counter(), len(result.pixels)
         numbers = list(range(done, min(done + size, len(plan))))
-        masks = draw_masks(module, plan, numbers, way, device, cfg.threshold)
+        masks = draw_masks(module, plan, numbers, way, device)
         each = (time.perf_counter() - begun) / len(numbers)
         result.pixels += [to_pixels(p.numpy(), cfg.threshold) for p in masks]
         result.seconds += [each] * len(numbers)

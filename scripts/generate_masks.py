@@ -134,7 +134,7 @@ def draw_share(
             for way in ways:
                 numbers = [n for n in batch if not (cfg.resume and is_drawn(out / plan.name(n, way.steps)))]
                 if numbers:
-                    masks = draw_masks(module, plan, numbers, way, device, cfg.threshold)
+                    masks = draw_masks(module, plan, numbers, way, device)
                     waiting.append(writers.submit(write_masks, out, plan, numbers, way.steps, masks, cfg))
                 if len(waiting) == WRITERS:
                     waiting.popleft().result()
@@ -172,7 +172,7 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
     negative, to_prompt = folded(cfg.negative_prompt), None if cfg.to_prompt is None else folded(cfg.to_prompt)
     ways = recipes(
         sampler, cfg.steps, cfg.time_list, cfg, edit=edit, sketch=sketch, negative=negative, to_prompt=to_prompt,
-        to_seed=cfg.to_seed, tries=tries, corrections=corrections,
+        to_seed=cfg.to_seed, tries=tries, corrections=corrections, threshold=cfg.threshold,
     )
     shared = {
         "times": cfg.time_list and list(cfg.time_list), "shift": cfg.shift, "sampler": sampler.name,
@@ -190,16 +190,14 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
     return Plan(prompts, unique_slugs(prompts), cfg.num, cfg.seed, steps, shared, cfg.on_a_way), ways
 
 
-def draw_masks(
-    module: Any, plan: Plan, numbers: list[int], way: Recipe, device: Any, threshold: float
-) -> list[Tensor]:
+def draw_masks(module: Any, plan: Plan, numbers: list[int], way: Recipe, device: Any) -> list[Tensor]:
     """Probabilities [C,H,W] of some masks of a plan."""
     from scripts.seeded import decided
 
     prompts = [plan.prompts[n // plan.num] for n in numbers]
     seeds = [plan.seed_of(n) for n in numbers]
     blends = [plan.blend(n) for n in numbers] if plan.on_a_way else []
-    return decided(module, prompts, seeds, way, device, threshold=threshold, blends=blends)
+    return decided(module, prompts, seeds, way, device, blends)
 
 
 def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[Tensor], cfg: GenerateCfg) -> None:

@@ -2,7 +2,8 @@
 
 The noise of a mask is therefore the same at any batch size. Its probabilities are not quite: kernels add in another
 order for another batch size, which moves them by about 1e-6. A mask with a pixel that close to the threshold could come
-out differently, so ``decided`` draws such a mask again, alone, and takes that answer at every batch size.
+out differently, so ``decided`` draws such a mask again, alone, and takes that answer at every batch size. Where a
+reader corrects masks, it draws them alone at once.
 """
 
 import math
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 
 WORDS = 4
 """Words of a caption of geometry."""
-CORRECTIONS = 10
-"""Steps in which a reader corrects such a mask, unless another number is asked for."""
+CORRECTIONS = 20
+"""Steps in which a reader may correct such a mask, unless another number is asked for; most take none to four."""
 TRIES = 16
 """Of a mask whose prompt says what can be counted in it, unless another number is asked for."""
 FURTHER = 0x9E3779B1
@@ -56,9 +57,11 @@ class Recipe:
     sketch: Tensor | None = None
     """What the masks should follow beside their prompts: [1,1,H,W] for all of them, or one each [B,1,H,W]."""
     corrections: int = 0
-    """Steps in which the model's reader corrects masks whose prompts are captions of geometry."""
+    """Steps in which the model's reader may correct a mask until it is what its caption of geometry says."""
     tries: int = 1
     """Draw a mask that is not what its caption of geometry says anew, from other seeds, until so many were drawn."""
+    threshold: float = 0.5
+    """Pixels above this probability are the mask."""
     bf16: bool = False
     """Whether the networks run in bfloat16; masks may then differ in a few pixels with the batch they are drawn in."""
 
@@ -194,10 +197,14 @@ def draw(
     if recipe.sketch is not None:
         how["sketch"] = recipe.sketch
     if recipe.corrections:
-        from metrics.geometry import numbers
+        from metrics.geometry import describe, numbers
         from metrics.grammar import parse
+        from samplers.generates import Correction
 
-        how["correct"] = numbers([parse(prompt) for prompt in prompts]), recipe.corrections
+        words = numbers([parse(prompt) for prompt in prompts])
+        how["correct"] = Correction(
+            words, recipe.corrections, lambda _, p: numbers(describe(p.float().cpu() > recipe.threshold))
+        )
     # TF32 keeps ten bits of a product: rounding would then exceed DOUBT.
     exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
     with torch.inference_mode(), exact, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
@@ -270,22 +277,30 @@ def followed(
 
 
 def decided(
-    module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device, *,
-    threshold: float, blends: Sequence[float] = (),
+    module: Any, prompts: Sequence[str], seeds: Sequence[int], recipe: Recipe, device: torch.device,
+    blends: Sequence[float] = (),
 ) -> list[Tensor]:
     """Probabilities [C,H,W] of one batch's masks (see ``draw``); thresholded, a mask is the same in any batch.
 
-    Ordinary images (C = 3) are not drawn again: theirs can differ by one grey level. Nor is anything in bf16.
+    Ordinary images (C = 3) are not drawn again: theirs can differ by one grey level. Nor is anything in bf16. Masks
+    that a reader may correct are each drawn alone.
     """
+    from metrics.grammar import parse
 
     def once(rows: Sequence[int], seeds: Sequence[int]) -> list[Tensor]:
-        asked, on_way = [prompts[row] for row in rows], [blends[row] for row in rows] if blends else []
-        drawn = draw(module, asked, seeds, recipe, device, on_way)
-        masks = list(drawn)
-        if len(masks) > 1 and drawn.shape[1] == 1 and not recipe.bf16:
-            for row in ((drawn - threshold).abs() < DOUBT).flatten(1).any(1).nonzero().flatten().tolist():
-                one = slice(row, row + 1)
-                masks[row] = draw(module, asked[one], seeds[one], recipe, device, on_way[one])[0]
-        return masks
+        def some(numbers: Sequence[int]) -> list[Tensor]:
+            asked = [prompts[rows[i]] for i in numbers]
+            on_way = [blends[rows[i]] for i in numbers] if blends else []
+            return list(draw(module, asked, [seeds[i] for i in numbers], recipe, device, on_way))
 
-    return followed(recipe.tries, prompts, seeds, threshold, once)
+        exact = len(rows) > 1 and not recipe.bf16
+        # What a reader does next turns on what a mask shows, and it makes ten to a thousand times as much of rounding.
+        alone = [i for i, row in enumerate(rows) if exact and recipe.corrections and parse(prompts[row])]
+        shared = [i for i in range(len(rows)) if i not in alone]
+        masks = dict(zip(shared, some(shared) if shared else [], strict=True))
+        if exact:
+            alone += [i for i, p in masks.items() if len(p) == 1 and ((p - recipe.threshold).abs() < DOUBT).any()]
+        masks |= {i: some([i])[0] for i in alone}
+        return [masks[i] for i in range(len(rows))]
+
+    return followed(recipe.tries, prompts, seeds, recipe.threshold, once)
