@@ -13,8 +13,9 @@ from models.attention import PixelAttention
 from models.backbone import Backbone
 from models.blocks import ResBlock
 from models.norm import GroupNorm
+from models.resampling import ConvDown, ConvUp
 from models.text import Condition
-from models.wavelet import ConvDown, ConvUp, WaveletDown, WaveletUp
+from models.wavelet import WaveletDown, WaveletUp
 
 
 class Stage(nn.Module):

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from configs.autoencoder_cfg import AutoencoderCfg
 from models.blocks import ResBlock
 from models.norm import GroupNorm
+from models.resampling import NearestConv
 
 FEATURE_FLOOR = 1e-4
 PROBABILITY_SCALE = 4.0  # a pixel that flips counts like a feature that changes wholly
@@ -46,8 +47,7 @@ class VAE(nn.Module):
         for level in reversed(range(len(widths))):
             decoder += [ResBlock(widths[level], widths[level]) for _ in range(cfg.blocks)]
             if level:
-                decoder.append(nn.Upsample(scale_factor=2.0, mode="nearest"))
-                decoder.append(nn.Conv2d(widths[level], widths[level - 1], 3, padding=1))
+                decoder += [nn.Identity(), NearestConv(widths[level], widths[level - 1])]
         decoder += [GroupNorm(widths[0], act=True), nn.Identity(), nn.Conv2d(widths[0], image_channels, 3, padding=1)]
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder)

@@ -155,39 +155,3 @@ class WaveletUp(nn.Module):
         if seen is not None:
             y = y + F.conv2d(fine, inverse_haar(seen[..., None, None]), stride=2)  # of pixels, not of bands
         return as_image(y) if self.gate is None else inverse_haar(y * self.gate(x, emb))
-
-
-class ConvDown(nn.Module):
-    """A strided convolution, with the interface of :class:`WaveletDown`.
-
-    ``kernel=3`` is the usual one. ``kernel=2`` has the operations of the Haar bands' mix: C^2 H W multiplications.
-    """
-
-    def __init__(self, channels: int, kernel: int = 3) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, channels, kernel, stride=2, padding=kernel // 3)
-
-    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
-        """x [B,C,H,W] -> [B,C,H/2,W/2]."""
-        return self.conv(x)
-
-
-class ConvUp(nn.Module):
-    """Upsampling by convolution, with the interface of :class:`WaveletUp`.
-
-    ``kernel=3`` follows the usual nearest-neighbour upsampling. ``kernel=2`` is a transposed convolution of stride 2,
-    which has the operations of the 1x1 convolution that predicts the Haar bands.
-    """
-
-    def __init__(self, channels: int, out_channels: int, kernel: int = 3) -> None:
-        super().__init__()
-        self.nearest = kernel == 3
-        self.conv: nn.Module = (
-            nn.Conv2d(channels, out_channels, 3, padding=1)
-            if self.nearest
-            else nn.ConvTranspose2d(channels, out_channels, 2, stride=2)
-        )
-
-    def forward(self, x: Tensor, emb: Tensor, fine: Tensor) -> Tensor:
-        """x [B,C,h,w] -> [B,C',2h,2w]."""
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest") if self.nearest else x)

@@ -40,7 +40,7 @@ def test_convolutions_match_the_wavelet_network_plain_with_kernel_2_and_with_gat
     assert abs(by_2 / plain - 1) < 0.001
     assert work_2 == plain_work
     assert abs(by_3 / full - 1) < 0.01
-    assert work_3 > 1.04 * full_work  # equal size costs more work
+    assert work_3 > 1.01 * full_work  # equal size costs more work
     assert full_work > plain_work
 
 

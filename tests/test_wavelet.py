@@ -6,7 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.wavelet import ConvDown, ConvUp, WaveletDown, WaveletUp, haar, inverse_haar
+from models.resampling import ConvDown, ConvUp
+from models.wavelet import WaveletDown, WaveletUp, haar, inverse_haar
 
 
 def image(*shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:

@@ -82,11 +82,11 @@ def speed(setting: Setting, report: Report) -> None:
     plan = Plan(ANIMALS, [name.replace(" ", "-") for name in ANIMALS], BATCH * batches, 0, [1], {"threshold": 0.5})
     way = Recipe(module.sampler, 1, guidance=Guidance(), bf16=setting.bf16)
     numbers = list(range(BATCH))
-    masks = draw_masks(module, plan, numbers, way, device, 0.5)
+    masks = draw_masks(module, plan, numbers, way, device)
 
     def draw_all() -> None:
         for _ in range(batches):
-            draw_masks(module, plan, numbers, way, device, 0.5)
+            draw_masks(module, plan, numbers, way, device)
 
     def write_all() -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -102,7 +102,7 @@ def speed(setting: Setting, report: Report) -> None:
             "bare": lambda: elapsed(lambda: [forward() for _ in range(batches)], device) / (BATCH * batches),
             "draw": lambda: elapsed(draw_all, device) / (BATCH * batches),
             "write": lambda: elapsed(write_all, device) / (BATCH * batches),
-            "single": lambda: elapsed(lambda: draw_masks(module, plan, [0], way, device, 0.5), device),
+            "single": lambda: elapsed(lambda: draw_masks(module, plan, [0], way, device), device),
         },
         setting.cfg.rounds,
     )

@@ -24,7 +24,8 @@ from diffusion import DiffusionModule
 from models.ema import ema_update_
 from models.hardware import bf16_is_fast, set_memory_format
 from models.optim import build_optimizer
-from models.wavelet import ConvDown, ConvUp, WaveletDown, WaveletUp
+from models.resampling import ConvDown, ConvUp
+from models.wavelet import WaveletDown, WaveletUp
 from samplers import When
 from scripts import benchmark
 from scripts.benchmarks.report import Report, elapsed, interleaved, peak
