@@ -15,10 +15,17 @@ SIZES = (32, 64, 128)
 """Image sizes to choose from; the last one is for a GPU."""
 CRISP = 0.85
 """IoU with itself at the largest size that a mask keeps at a smaller one, to count as crisp there."""
-STAGE_1, STAGE_2 = 0.2, 0.7
-"""Shares of the time; the rest is for reading, judging and drawing."""
+STAGE_1 = 0.2
+"""Share of the time for stage 1; stage 2 gets what then is left before the judging (see ``trained``)."""
+JUDGING = 3.0
+"""Minutes for judging and drawing, or a fifth of a shorter time."""
 ENDLESS = 1_000_000
 """Steps: more than a time limit lets happen."""
+
+
+def trained(minutes: float) -> float:
+    """Of the minutes for everything, those after which the training ends."""
+    return minutes - min(JUDGING, minutes / 5)
 
 
 @dataclass(frozen=True)
@@ -58,7 +65,7 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg | No
     * **Image size**: the smallest at which nine of ten masks are crisp, at most 64 pixels on a CPU and 128 on a GPU.
     * **64 pixels**: begin with both stages of ``icons``, whose autoencoder rebuilds masks that it never saw (IoU 0.998
       on drawn shapes), so that all the time goes into stage 2; with captions of geometry, of ``geometry``, which has
-      the same autoencoder and has learned to size and place (docs/results.md: not to count).
+      the same autoencoder, has learned to size and place, and brings a reader that corrects the rest.
     * **Latent** elsewhere: 8x8 on a CPU and 16x16 on a GPU, so the autoencoder shrinks 32 pixels by 4 and 2, 128 by 8;
       it has 4 channels where it shrinks by up to 4, and 8 where by 8.
     * **Versions**: with captions of geometry, as many of each mask (moved, resized, captioned anew) as make 8,192
@@ -68,7 +75,8 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg | No
     * **Devices**: one.
     * **Network**: the UNet of width 64 on a CPU (that of the quickstart), of width 96 with a third level on a GPU.
     * **Tokens**: 16, or 32, or 64 if a prompt has more than the number before.
-    * **Time**: a fifth for stage 1, seven tenths for stage 2. Learning rate and objective follow the time, not a number
+    * **Time**: a fifth for stage 1, three minutes (or a fifth of a shorter time) for judging and drawing, the rest for
+      reading and stage 2. Learning rate and objective follow the time, not a number
       of steps; the objective is that of the quickstart: the flow first, jumps in the last 30 % of the time.
     """
     sizes = SIZES if facts.on_gpu else SIZES[:-1]
@@ -83,10 +91,10 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg | No
     backbone = SMALL_UNET
     if facts.on_gpu:
         backbone = UNetCfg(width=96, multipliers=(1, 2, 2), blocks=2, attention_sizes=(8, 4))
-    time = STAGE_2 + STAGE_1 if init else STAGE_2
+    time = trained(minutes) - (0 if init else STAGE_1 * minutes)
     stage_2 = Stage2Cfg(
         init=init, data=data, backbone=backbone, text=TextCfg(max_tokens=tokens), sampler=TRAJECTORY,
-        optim=OptimCfg(lr=1e-3), ema=EMACfg(0.998, 0.998), train=replace(train, max_minutes=time * minutes),
+        optim=OptimCfg(lr=1e-3), ema=EMACfg(0.998, 0.998), train=replace(train, max_minutes=time),
     )  # fmt: skip
     if init:
         return None, stage_2

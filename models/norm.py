@@ -37,7 +37,7 @@ class GroupNorm(nn.GroupNorm):
         bias = self.bias.expand_as(gain)
         if scale is not None and shift is not None:
             gain, bias = gain * (1 + scale), torch.addcmul(shift, bias, 1 + scale)
-        h = torch.addcmul(bias[:, :, None, None], wide, gain[:, :, None, None])
+        h = torch.addcmul(bias[:, :, None, None], wide, gain[:, :, None, None], out=wide)  # new memory costs as much
         return (F.silu(h, inplace=True) if self.act else h).to(x.dtype)
 
     def of_groups(self, per_channel: Tensor) -> Tensor:

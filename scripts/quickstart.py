@@ -15,7 +15,7 @@ from configs.checks import ConfigError
 from configs.cli import parse
 from configs.data_cfg import DataCfg, FolderSource
 from configs.diffusion_cfg import Stage2Cfg
-from configs.quickstart_cfg import CRISP, SIZES, STAGE_1, STAGE_2, Facts, QuickstartCfg, own_masks
+from configs.quickstart_cfg import CRISP, SIZES, Facts, QuickstartCfg, own_masks, trained
 from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
@@ -61,8 +61,8 @@ def quickstart(cfg: QuickstartCfg) -> Path:
         print(f"== 2 of 4: stage 1, for {stage_1.train.max_minutes:.1f} minutes", flush=True)
         train_stage_1(replace(stage_1, train=replace(stage_1.train, run_dir=str(out / "stage1"))), "quickstart")
         stage_2 = replace(stage_2, autoencoder=str(out / "stage1" / "last.ckpt"))
-    left = (STAGE_1 + STAGE_2) * cfg.minutes - (time.monotonic() - began) / 60
-    left = max(left, STAGE_2 * cfg.minutes / 2)  # however long the start took
+    left = trained(cfg.minutes) - (time.monotonic() - began) / 60
+    left = max(left, trained(cfg.minutes) / 3)  # however long the start took
     print(f"== 3 of 4: stage 2, for {left:.1f} minutes", flush=True)
     train_2 = replace(stage_2.train, run_dir=str(out / "stage2"), max_minutes=left)
     train_stage_2(replace(stage_2, train=train_2), "quickstart")

@@ -12,7 +12,7 @@ from configs.checks import ConfigError
 from configs.cli import from_dict, to_dict
 from configs.diffusion_cfg import Stage2Cfg
 from configs.presets import TRAJECTORY
-from configs.quickstart_cfg import Facts, QuickstartCfg, own_masks
+from configs.quickstart_cfg import Facts, QuickstartCfg, own_masks, trained
 from configs.shipped import checkpoint_path
 from data.fit import fit_masks
 from diffusion import load_diffusion
@@ -49,7 +49,7 @@ def test_the_rules_are_those_of_their_docstring(facts: Facts, expected: tuple[in
     assert side == (16 if facts.on_gpu else 8)
     assert side % stage_2.backbone.factor == 0
     assert stage_2.data == stage_1.data
-    assert (stage_1.train.max_minutes, stage_2.train.max_minutes) == (pytest.approx(4), pytest.approx(14))
+    assert (stage_1.train.max_minutes, stage_2.train.max_minutes) == (pytest.approx(4), pytest.approx(13))
     assert stage_2.sampler == TRAJECTORY
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
 
@@ -67,8 +67,12 @@ def test_at_64_pixels_both_stages_of_a_model_are_the_beginning(
     assert (stage_2.init, stage_2.autoencoder) == (init, "auto")
     assert stage_2.data.image_size == 64
     assert (stage_2.data.batch_size, stage_2.data.augment.versions) == (batch, versions)
-    assert stage_2.train.max_minutes == pytest.approx(18)
+    assert stage_2.train.max_minutes == pytest.approx(17)
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
+
+
+def test_judging_and_drawing_get_three_minutes_or_a_fifth() -> None:
+    assert [trained(minutes) for minutes in (1, 10, 15, 60)] == [0.8, 8, 12, 57]
 
 
 def test_the_autoencoder_of_icons_rebuilds_drawings_that_it_never_saw() -> None:
