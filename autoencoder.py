@@ -15,6 +15,7 @@ from configs.autoencoder_cfg import KLCfg, L1LossCfg, MaskLossCfg, Stage1Cfg, Va
 from configs.cli import from_dict, to_dict
 from models.checkpoint import describe, read_checkpoint, whole
 from models.codec import Autoencoder
+from models.critic import PatchCritic, criticised, lpips, lpips_error
 from models.ema import ema_update_, warmed_decay
 from models.equivariance import random_change
 from models.export import KEY
@@ -24,10 +25,17 @@ from models.vae import VAE, Posterior, kl_divergence, mask_loss, variance_expans
 
 MAKE = "bash scripts/train_stage_1.sh"
 
+
+def image_loss(cfg: L1LossCfg, p: Tensor, target: Tensor) -> Tensor:
+    """Of images [B,C,H,W] in [0,1] -> scalar."""
+    error = F.l1_loss(p, target)
+    return error + cfg.lpips * lpips_error(cfg.lpips_network, p, target) if cfg.lpips else error
+
+
 # loss config -> (logits, target) -> scalar
 RECONSTRUCTION: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
     MaskLossCfg: lambda cfg, logits, x: mask_loss(logits, x, cfg.dice, cfg.max_pos_weight),
-    L1LossCfg: lambda cfg, logits, x: F.l1_loss(logits.sigmoid(), x),
+    L1LossCfg: lambda cfg, logits, x: image_loss(cfg, logits.sigmoid(), x),
 }
 # regulariser config -> (posterior, number of pixels) -> scalar
 REGULARISERS: dict[type, Callable[[Any, Posterior, int], Tensor]] = {
@@ -42,6 +50,19 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
 
     used: float = 0.0
     """Share of the training's time limit that is over (see ``StepRoutine``)."""
+
+    def __init__(self, cfg: Stage1Cfg, data: str = "") -> None:
+        super().__init__(cfg, data)
+        self.critic: PatchCritic | None = None  # only while it trains, where its loss asks for one
+
+    def with_judges(self) -> AutoencoderModule:
+        """Itself, with the networks that its loss asks for. Raises ConfigError where the file of one is missing."""
+        loss = self.cfg.autoencoder.loss
+        if isinstance(loss, L1LossCfg) and loss.lpips:
+            lpips(loss.lpips_network)
+        if self.cfg.autoencoder.has_critic:
+            self.critic = PatchCritic(self.cfg.data.channels)
+        return self
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one
@@ -79,7 +100,14 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
         return reconstruction + regulariser, parts, logits, posterior
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        loss, parts, _, _ = self.losses(self.vae, batch["image"])
+        x, judge = batch["image"], self.cfg.autoencoder.loss
+        loss, parts, logits, _ = self.losses(self.vae, x)
+        if self.critic is not None and isinstance(judge, L1LossCfg):
+            began = max(self.global_step / self.cfg.train.max_steps, self.used) >= judge.critic_begin
+            last: Any = self.vae.decoder[-1].weight
+            more = criticised(self.critic, x, logits.sigmoid(), loss, last, judge.critic if began else 0.0)
+            loss = loss + more["critic"] + more["deceived"]
+            parts = parts | {name: value.detach() for name, value in more.items()}
         self.log_dict({"loss": loss.detach()} | parts, prog_bar=True)
         return {"loss": loss} | parts
 
@@ -103,7 +131,8 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
         ema_update_(self.average, self.vae, warmed_decay(self.cfg.ema, self.global_step))
 
     def configure_optimizers(self) -> Any:
-        return build_optimizer(self.vae, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
+        trained = self.vae if self.critic is None else torch.nn.ModuleList([self.vae, self.critic])
+        return build_optimizer(trained, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = describe("autoencoder", to_dict(self.cfg), complete=self.complete, data=self.data)
@@ -114,6 +143,7 @@ def load_autoencoder(path: str | Path, make: str = MAKE) -> AutoencoderModule:
     content = read_checkpoint(path, "autoencoder", make)
     with whole(path, make):
         module = AutoencoderModule(from_dict(Stage1Cfg, content[KEY]["config"]), content[KEY]["data"])
-        module.load_state_dict(content["state_dict"])
+        state = content["state_dict"]
+        module.load_state_dict({name: value for name, value in state.items() if not name.startswith("critic.")})
         module.complete = content[KEY]["complete"]
     return module.eval().requires_grad_(False)

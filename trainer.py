@@ -250,7 +250,7 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
             return resume.path.parent
         cfg = replace(cfg, train=as_before(cfg.train, resume.content))
     run_dir, data = start(cfg, f"{name}-stage1", "autoencoder")
-    module = AutoencoderModule(cfg, data_fingerprint(cfg.data))
+    module = AutoencoderModule(cfg, data_fingerprint(cfg.data)).with_judges()
     pixels = torch.rand(cfg.data.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
     set_memory_format(module, module.vae.encoder, (pixels,), cfg.train)
     compile_networks([module.vae.encoder, module.vae.decoder], cfg.train)

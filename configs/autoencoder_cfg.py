@@ -26,7 +26,26 @@ class MaskLossCfg:
 
 @dataclass(frozen=True)
 class L1LossCfg:
-    """Mean absolute error of the pixels, for ordinary images."""
+    """Mean absolute error of the pixels, for ordinary images; beside it, where asked for, LPIPS and a critic."""
+
+    lpips: float = 0.0
+    """Weight of LPIPS, an error in the features of a network that you have the weights of."""
+    lpips_network: str = ""
+    """Their file, as torchvision gives it out: vgg16-397923af.pth or alexnet-owt-7be5be79.pth."""
+    critic: float = 0.0
+    """Weight of a patch critic that learns to tell rebuilt images from real ones, 1 for a gradient as long as that of
+    the rest; 0: none."""
+    critic_begin: float = 0.5
+    """Share of the training after which the autoencoder learns from the critic, which learns from the beginning."""
+
+    def __post_init__(self) -> None:
+        non_negative("autoencoder.loss.lpips", self.lpips)
+        non_negative("autoencoder.loss.critic", self.critic)
+        fraction("autoencoder.loss.critic_begin", self.critic_begin, below_one=True)
+        require(not self.lpips or bool(self.lpips_network), "autoencoder.loss.lpips_network", self.lpips_network,
+                f"the file of a network's weights where autoencoder.loss.lpips is {self.lpips:g}")
+        require(bool(self.lpips) or not self.lpips_network, "autoencoder.loss.lpips", self.lpips,
+                "above 0, such as 1, for lpips_network to matter")
 
 
 @dataclass(frozen=True)
@@ -89,6 +108,13 @@ class AutoencoderCfg:
         )
         fraction("autoencoder.equivariance", self.equivariance)
         require(self.width % 8 == 0, "autoencoder.width", self.width, "a multiple of 8")
+        require(not self.has_critic or not self.equivariance, "autoencoder.equivariance", self.equivariance,
+                "0 beside a critic (autoencoder.loss.critic), which would tell turned images by that")
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether a critic is trained beside the autoencoder."""
+        return isinstance(self.loss, L1LossCfg) and self.loss.critic > 0
 
     @property
     def factor(self) -> int:
@@ -117,6 +143,9 @@ class Stage1Cfg:
 
     def __post_init__(self) -> None:
         fraction("ema", self.ema, below_one=True)
+        shared_out = self.train.strategy in ("fsdp", "hybrid")
+        require(not self.autoencoder.has_critic or not shared_out, "train.strategy", self.train.strategy,
+                "ddp beside a critic (autoencoder.loss.critic), which is not shared out")
         size, factor = self.data.image_size, self.autoencoder.factor
         if size % factor:
             raise ConfigError(

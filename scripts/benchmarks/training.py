@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
@@ -56,7 +57,7 @@ class Setting:
 
 def layers(setting: Setting, report: Report) -> None:
     """Wavelet resampling, plain and with gates and band skips, beside convolutions of as many channels."""
-    report.title("Wavelet down and up / stride-2 convolution and nearest neighbour + convolution, forward and backward")
+    report.title("Wavelet down and up / stride-2 and nearest-neighbour convolution (as one), forward and backward")
     channels, rows, emb = 64, 32, 256
     for size in (8, 16, 32, 64):
         for dtype in (torch.float32, torch.bfloat16):
@@ -65,18 +66,31 @@ def layers(setting: Setting, report: Report) -> None:
                 "down": (WaveletDown(channels, emb, gates=False), WaveletDown(channels, emb), ConvDown(channels)),
                 "up": (
                     WaveletUp(channels, channels, emb, gates=False, band_skips=False),
-                    WaveletUp(channels, channels, emb), ConvUp(channels, channels),
+                    WaveletUp(channels, channels, emb), ConvUp(channels, channels), NearestThenConv(channels),
                 ),
             }  # fmt: skip
             for kind, kinds in layers.items():
                 half = size // 2 if kind == "up" else size
                 runs = {
                     key: layer_run(layer, rows, channels, half, emb, dtype, setting.device)
-                    for key, layer in zip(("wavelet", "gated", "conv"), kinds, strict=True)
+                    for key, layer in zip(("wavelet", "gated", "conv", "one_by_one"), kinds, strict=False)
                 }
                 times = interleaved(runs, setting.cfg.rounds)
                 report.ratio(f"wavelet_{kind}_{size}_{name}", times["wavelet"], times["conv"], "<= 1")
                 report.ratio(f"gated_wavelet_{kind}_{size}_{name}", times["gated"], times["conv"])
+                if kind == "up":
+                    report.ratio(f"nearest_conv_{size}_{name}_to_one_by_one", times["conv"], times["one_by_one"])
+
+
+class NearestThenConv(nn.Module):
+    """What ``ConvUp`` answers, by its two parts one after the other."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, emb: Tensor, fine: Tensor) -> Tensor:
+        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
 def layer_run(
