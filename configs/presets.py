@@ -72,7 +72,7 @@ def stage1_folder() -> Stage1Cfg:
 
 def stage1_mnist() -> Stage1Cfg:
     """torchvision's MNIST as masks, padded to 32x32."""
-    return replace(stage1_animals_tiny(), data=MNIST, autoencoder=SMALL_VAE)
+    return replace(stage1_animals_tiny(), data=MNIST)
 
 
 def stage1_shards() -> Stage1Cfg:
