@@ -63,7 +63,7 @@ def test_a_file_that_holds_something_else_is_named(tmp_path: Path) -> None:
     for name, content in (("text.pth", None), ("other.pth", {"features.0.weight": torch.zeros(8, 3, 3, 3)})):
         path = tmp_path / name
         path.write_text("no weights") if content is None else torch.save(content, path)
-        with pytest.raises(ConfigError, match=r"other\.pth|text\.pth.*holds neither VGG16 nor AlexNet"):
+        with pytest.raises(ConfigError, match=f"{name}.*holds neither VGG16 nor AlexNet"):
             lpips(str(path))
     with pytest.raises(ConfigError, match="there is no such file"):
         lpips(str(tmp_path / "none.pth"))
@@ -163,4 +163,8 @@ def test_images_are_trained_on_with_both_resumed_and_handed_on_without(
     assert not any(name.startswith("critic.") for name in trained.state_dict())
     assert set(trained.state_dict()) == set(AutoencoderModule(trained.cfg).state_dict())
     assert set(one["state_dict"]) == set(other["state_dict"])
+    critic = [name for name in one["state_dict"] if name.startswith("critic.")]
+    kept = one["optimizer_states"][0]["state"]
+    assert len(kept) == len(list(trained.vae.parameters())) + len(critic)  # both are trained, and gone on with
+    assert {int(state["step"]) for state in kept.values()} == {4}
     assert all(value.isfinite().all() for value in again.state_dict().values())
