@@ -33,12 +33,18 @@ class BakeoffCfg:
     """Step counts to judge."""
     num: int = 0
     """Masks per step count (0: as many as are held out)."""
+    features: Literal["auto", "imagenet"] = "auto"
+    """What sets are compared in: the classifier, or where prompts are no classes each entrant's own stage-1 encoder;
+    imagenet: EfficientNet-Lite0, the same for all stages 1."""
+    search: int = 1000
+    """Masks whose nearest training mask is looked for, to see copies (0: none)."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "workers"):
             positive(name, getattr(self, name))
-        for name in ("threads", "num"):
+        for name in ("threads", "num", "search"):
             non_negative(name, getattr(self, name))
         one_of("equal", self.equal, ("time", "samples"))
+        one_of("features", self.features, ("auto", "imagenet"))
         require(len(self.seeds) > 0, "seeds", self.seeds, "one or more numbers, such as 0 1 2")
         check_steps(self.eval_steps)

@@ -6,8 +6,18 @@ from typing import TypeVar
 
 from configs.autoencoder_cfg import KLCfg, Stage1Cfg, VarianceExpansionCfg
 from configs.backbone_cfg import Backbone, DiTCfg
-from configs.diffusion_cfg import EMACfg, Stage2Cfg
-from configs.presets import SHORTCUT, SMALL_UNET, SMALL_VAE, TRAJECTORY, stage1_animals, stage2_animals_tiny
+from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg
+from configs.presets import (
+    ANIMALS,
+    ICONS,
+    SHORTCUT,
+    SMALL_UNET,
+    SMALL_VAE,
+    TRAJECTORY,
+    stage1_animals,
+    stage1_animals_tiny,
+    stage2_animals_tiny,
+)
 from configs.sampler_cfg import (
     FlowCfg,
     FlowMapCfg,
@@ -20,7 +30,7 @@ from configs.sampler_cfg import (
     SplitCfg,
     TrajectoryCfg,
 )
-from configs.trainer_cfg import TrainerCfg
+from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 M = TypeVar("M", bound=FlowMapCfg)
 # What the tables were made with: four latent channels, 500 steps.
@@ -194,6 +204,60 @@ def latents() -> dict[str, Entrant]:
     return found | {"f2": replace(found["f2"], stage_2=attends_at_8)}
 
 
+def widths() -> dict[str, Entrant]:
+    """Where the wavelet UNet of the quickstart has its channels: 8x8, 4x4 and 2x2 latent pixels cost 16 : 4 : 1."""
+    base = stage2_animals_tiny()
+    nets = {
+        "64-128": SMALL_UNET,
+        "32-160": replace(SMALL_UNET, width=32, multipliers=(1, 5)),
+        "32-192-one-block": replace(SMALL_UNET, width=32, multipliers=(1, 6), blocks=1),
+        "32-128-192-one-block": replace(SMALL_UNET, width=32, multipliers=(1, 4, 6), blocks=1, attention_sizes=(4, 2)),
+        "64-128-192-one-block": replace(SMALL_UNET, width=32, multipliers=(2, 4, 6), blocks=1, attention_sizes=(4, 2)),
+    }
+    return {name: Entrant(replace(base, backbone=net), stage1_animals_tiny()) for name, net in nets.items()}
+
+
+def few() -> dict[str, Entrant]:
+    """Channels of the latent and weight of the KL term where there are 900 masks, as the quickstart may be given."""
+    data = replace(ANIMALS, val_fraction=0.9)
+    base = replace(stage2_animals_tiny(), data=data)
+    found = {}
+    for channels in (4, 2):
+        for weight in (1e-2, 1e-6):
+            vae = replace(SMALL_VAE, latent_channels=channels, regulariser=KLCfg(weight))
+            stage_1 = replace(stage1_animals_tiny(), data=data, autoencoder=vae)
+            found[f"{channels}-channels-kl-{weight:.0e}"] = Entrant(base, stage_1)
+    return found
+
+
+def icons() -> dict[str, Entrant]:
+    """Objectives, networks and latent spaces on 64x64 icons; each changes one thing of the first."""
+    data = replace(ICONS, batch_size=64)
+    unet = replace(SMALL_UNET, attention_sizes=(8,))  # the lower of its two sizes, as with animals
+    base = replace(stage2_animals_tiny(), data=data, text=TextCfg(articles=False), backbone=unet)
+    train = TrainerCfg(max_steps=400, val_every=400)
+    stage_1 = Stage1Cfg(data=data, autoencoder=SMALL_VAE, optim=OptimCfg(lr=2e-3), ema=0.99, train=train)
+    paper = replace(base, sampler=ShortcutCfg(share=0.25, every=1), ema=EMACfg(base.ema.decay, 0.999))
+    nets: dict[str, Backbone] = {
+        "conv-equal-flops": replace(unet, resample="conv", conv_kernel=2),
+        "dit": DiTCfg(width=192, depth=6, patch_size=2),
+    }
+    shrunk = replace(SMALL_VAE, multipliers=(1, 4, 8, 8))
+    spaces = {
+        "2-channels": replace(SMALL_VAE, latent_channels=2),
+        "f8": shrunk,
+        "f8-8-channels": replace(shrunk, latent_channels=8),
+    }
+    found = {"trajectory": Entrant(base, stage_1), "shortcut-paper": Entrant(paper, stage_1)}
+    found["flow"] = Entrant(replace(base, sampler=FlowCfg()), stage_1, (1.0, 2.0))
+    found |= {name: Entrant(replace(base, backbone=net), stage_1) for name, net in nets.items()}
+    for name, space in spaces.items():
+        sized = replace(base, backbone=SMALL_UNET) if space.factor == 8 else base
+        found[name] = Entrant(sized, replace(stage_1, autoencoder=space))
+    return found
+
+
 PLANS: dict[str, Callable[[], dict[str, Entrant]]] = {
     "objectives": objectives, "parts": parts, "late": late, "finish": finish, "networks": networks, "latents": latents,
+    "widths": widths, "few": few, "icons": icons,
 }

@@ -53,6 +53,8 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
     if not rows:
         return "nothing was judged yet"
     counts = list(rows[0]["steps"])
+    first = rows[0]["steps"][counts[0]]
+    right = [key for key in ("accuracy", "retrieval") if key in first]
     head = ["training", "guidance", "cost of a step", "steps", "seeds", *(f"in {n}" for n in counts)]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in sorted(rows, key=lambda row: row["steps"][counts[0]]["frechet"]["mean"]):
@@ -60,11 +62,11 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         cells.append(str(len(row["seeds"])))
         for count in counts:
             found = row["steps"][count]
-            accuracy = f", {_number(found['accuracy'])}" if "accuracy" in found else ""
-            cells.append(f"{_number(found['frechet'])}{accuracy}")
+            cells.append(", ".join(_number(found[key]) for key in ("frechet", *right)))
         lines.append("| " + " | ".join(cells) + " |")
     floor = rows[0]["real"]["frechet"]["mean"]
-    lines += ["", f"Cells: squared Frechet distance, prompt accuracy; N = {rows[0]['num']}, floor {floor:.3f}."]
+    words = ", ".join(["squared Frechet distance", *(f"prompt {key}" for key in right)])
+    lines += ["", f"Cells: {words}; N = {rows[0]['num']}, floor {floor:.3f}."]
     return "\n".join(lines)
 
 

@@ -160,6 +160,7 @@ def all_jobs(
             about = {
                 "stage": 2, "name": name, "seed": seed, "config": to_dict(stage_2), "guidance": list(entrant.guidance),
                 "steps": list(cfg.eval_steps), "num": cfg.num, "classifier": str(out / "classifier.pt"),
+                "features": cfg.features, "search": cfg.search,
             }
             yield Job(name, seed, folder, about)
 

@@ -46,7 +46,8 @@ def train_and_judge(folder: Path, about: dict[str, Any]) -> None:
             evaluate([
                 "--checkpoint", str(folder / "last.ckpt"), "--steps", *map(str, about["steps"]),
                 "--num", str(about["num"]), "--seed", str(about["seed"]), "--guidance", str(guidance),
-                "--classifier", about["classifier"], "--out", str(out),
+                "--classifier", about["classifier"], "--features", about["features"], "--search", str(about["search"]),
+                "--out", str(out),
             ])
 
 

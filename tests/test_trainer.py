@@ -7,11 +7,14 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+
+from scripts import train_stage_1, train_stage_2
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
@@ -108,27 +111,40 @@ def test_resuming_ends_with_the_same_weights(stage: int, stage_1: Path, stage_2:
         assert torch.equal(value, resumed[name]), name
 
 
-def refusal(done: subprocess.CompletedProcess[str]) -> str:
-    assert done.returncode == 2, done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr
+Refusal = Callable[..., str]
 
 
-def test_stage_2_refuses_what_is_no_finished_stage_1(stage_1: Path, stage_2: Path, tmp_path: Path) -> None:
-    missing = refusal(train(2, tmp_path / "a", "--train.runs", str(tmp_path)))
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """(stage, folder, further arguments) -> the sentence that refuses a training; in this process, which has torch."""
+
+    def sentence(stage: int, folder: Path, *extra: str) -> str:
+        main, base = (train_stage_1.main, STAGE_1) if stage == 1 else (train_stage_2.main, STAGE_2)
+        with pytest.raises(SystemExit) as ended:
+            main([*base, "--train.run-dir", str(folder), *extra])
+        assert ended.value.code == 2
+        return capsys.readouterr().err
+
+    return sentence
+
+
+def test_stage_2_refuses_what_is_no_finished_stage_1(
+    stage_1: Path, stage_2: Path, tmp_path: Path, refusal: Refusal
+) -> None:
+    missing = refusal(2, tmp_path / "a", "--train.runs", str(tmp_path))
     assert "no complete stage-1 training" in missing
     assert "bash scripts/train_stage_1.sh" in missing
-    foreign = refusal(train(2, tmp_path / "b", "--autoencoder", str(stage_2 / "last.ckpt")))
+    foreign = refusal(2, tmp_path / "b", "--autoencoder", str(stage_2 / "last.ckpt"))
     assert "'diffusion'" in foreign
     assert "bash scripts/train_stage_1.sh" in foreign
-    earlier = refusal(train(2, tmp_path / "c", "--autoencoder", str(stage_1 / "best.ckpt")))
+    earlier = refusal(2, tmp_path / "c", "--autoencoder", str(stage_1 / "best.ckpt"))
     assert f"name the last one of its training: {stage_1 / 'last.ckpt'}" in earlier
     (tmp_path / "stopped").mkdir()
     shutil.copy(stage_1 / "best.ckpt", tmp_path / "stopped" / "last.ckpt")
-    unfinished = refusal(train(2, tmp_path / "c", "--autoencoder", str(tmp_path / "stopped" / "last.ckpt")))
+    unfinished = refusal(2, tmp_path / "c", "--autoencoder", str(tmp_path / "stopped" / "last.ckpt"))
     assert "not finished" in unfinished
     assert "bash scripts/train_stage_1.sh" in unfinished
-    other = refusal(train(2, tmp_path / "d", "--autoencoder", str(stage_1 / "last.ckpt"), "--data.image-size", "64"))
+    other = refusal(2, tmp_path / "d", "--autoencoder", str(stage_1 / "last.ckpt"), "--data.image-size", "64")
     assert "32-pixel" in other
     assert not list(tmp_path.glob("[a-d]/last.ckpt"))
 
@@ -146,9 +162,9 @@ def test_a_teacher_of_decay_1_stays_the_model_of_init(stage_2: Path, tmp_path: P
         assert any(not torch.equal(after[f"average.{name}"], before[f"average.{name}"]) for name in own)
 
 
-def test_a_second_training_in_the_same_folder_is_refused(stage_1: Path) -> None:
+def test_a_second_training_in_the_same_folder_is_refused(stage_1: Path, refusal: Refusal) -> None:
     before = (stage_1 / "last.ckpt").stat().st_mtime_ns
-    assert "already holds a training" in refusal(train(1, stage_1, "--train.max-steps", "4"))
+    assert "already holds a training" in refusal(1, stage_1, "--train.max-steps", "4")
     assert (stage_1 / "last.ckpt").stat().st_mtime_ns == before
 
 
