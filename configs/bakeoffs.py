@@ -11,6 +11,7 @@ from configs.presets import (
     ANIMALS,
     ICONS,
     SHORTCUT,
+    SLIM_VAE,
     SMALL_UNET,
     SMALL_VAE,
     TRAJECTORY,
@@ -204,17 +205,22 @@ def latents() -> dict[str, Entrant]:
     return found | {"f2": replace(found["f2"], stage_2=attends_at_8)}
 
 
-def widths() -> dict[str, Entrant]:
-    """Where the wavelet UNet of the quickstart has its channels: 8x8, 4x4 and 2x2 latent pixels cost 16 : 4 : 1."""
-    base = stage2_animals_tiny()
+def cheaper() -> dict[str, Entrant]:
+    """What would make a training step or a mask of the quickstart cheaper: fewer channels where there are many pixels
+    (8x8, 4x4 and 2x2 latent pixels cost 16 : 4 : 1), fewer and larger calls of the teacher, a slimmer autoencoder."""
+    base, stage_1 = stage2_animals_tiny(), stage1_animals_tiny()
+    narrow = replace(SMALL_UNET, width=32, blocks=1)
     nets = {
         "64-128": SMALL_UNET,
-        "32-160": replace(SMALL_UNET, width=32, multipliers=(1, 5)),
-        "32-192-one-block": replace(SMALL_UNET, width=32, multipliers=(1, 6), blocks=1),
-        "32-128-192-one-block": replace(SMALL_UNET, width=32, multipliers=(1, 4, 6), blocks=1, attention_sizes=(4, 2)),
-        "64-128-192-one-block": replace(SMALL_UNET, width=32, multipliers=(2, 4, 6), blocks=1, attention_sizes=(4, 2)),
+        "32-160": replace(narrow, multipliers=(1, 5), blocks=2),
+        "32-192": replace(narrow, multipliers=(1, 6)),
+        "32-128-192": replace(narrow, multipliers=(1, 4, 6), attention_sizes=(4, 2)),
+        "64-128-192": replace(narrow, multipliers=(2, 4, 6), attention_sizes=(4, 2)),
     }
-    return {name: Entrant(replace(base, backbone=net), stage1_animals_tiny()) for name, net in nets.items()}
+    found = {name: Entrant(replace(base, backbone=net), stage_1) for name, net in nets.items()}
+    found["every-2"] = Entrant(replace(base, sampler=replace(TRAJECTORY, every=2)), stage_1)
+    slim = replace(stage_1, autoencoder=replace(SLIM_VAE, latent_channels=2))
+    return found | {"slim-autoencoder": Entrant(base, slim)}
 
 
 def few() -> dict[str, Entrant]:
@@ -259,5 +265,5 @@ def icons() -> dict[str, Entrant]:
 
 PLANS: dict[str, Callable[[], dict[str, Entrant]]] = {
     "objectives": objectives, "parts": parts, "late": late, "finish": finish, "networks": networks, "latents": latents,
-    "widths": widths, "few": few, "icons": icons,
+    "cheaper": cheaper, "few": few, "icons": icons,
 }

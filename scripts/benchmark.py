@@ -22,6 +22,8 @@ from configs.sampler_cfg import FlowCfg, Sampler, ShortcutCfg
 from scripts.run import refuse_kindly
 
 REPEATS = 15
+LONGEST = 180.0
+"""Seconds that timing the steps of a bakeoff may take, unless three repeats take longer."""
 
 
 def objectives(cfg: Stage2Cfg, stage_1: Stage1Cfg) -> dict[str, Entrant]:
@@ -44,7 +46,7 @@ def step_times(entrants: dict[str, Entrant]) -> dict[str, list[float]]:
     dtype = "bf16" if bf16 else "fp32"
     print(f"timing: {device}, {torch.get_num_threads()} threads, {dtype}, torch {torch.__version__}", flush=True)
     steppers = {name: stepper(entrant, bf16, device) for name, entrant in entrants.items()}
-    return interleaved(steppers, REPEATS)
+    return interleaved(steppers, REPEATS, LONGEST)
 
 
 def stepper(entrant: Entrant, bf16: bool, device: Any) -> Callable[[], float]:

@@ -41,6 +41,12 @@ def test_runs_take_turns_after_one_call_each_to_warm_up() -> None:
     assert times == {"a": [3.0, 5.0], "b": [4.0, 6.0]}
 
 
+@pytest.mark.parametrize(("seconds", "expected"), [(0.0, 3), (3600.0, 5)])
+def test_where_time_is_short_there_are_fewer_repeats(seconds: float, expected: int) -> None:
+    assert len(interleaved({"a": lambda: 1.0}, 5, seconds)["a"]) == expected
+    assert len(interleaved({"a": lambda: 1.0}, 2, seconds)["a"]) == 2
+
+
 def test_a_report_is_one_flat_object_of_medians_and_spreads(tmp_path: Path, capsys: Any) -> None:
     report = Report()
     machine(report, CPU)

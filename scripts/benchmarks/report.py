@@ -1,6 +1,7 @@
 """Interleaved timing, and the numbers that come of it as a table and as JSON."""
 
 import json
+import math
 import os
 import platform
 import statistics
@@ -13,6 +14,9 @@ from typing import Any
 
 import torch
 
+FEWEST = 3
+"""Repeats, where time is short."""
+
 
 def elapsed(run: Callable[[], object], device: torch.device) -> float:
     """Wall-clock seconds of a call, with the work that it leaves to a GPU."""
@@ -23,15 +27,20 @@ def elapsed(run: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def interleaved(runs: Mapping[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+def interleaved(
+    runs: Mapping[str, Callable[[], float]], repeats: int, seconds: float = math.inf
+) -> dict[str, list[float]]:
     """Seconds that each run says it took, one number per repeat, after one call of each to warm up.
 
-    All run once in each repeat, so that a slow moment of the machine hits all of them.
+    All run once in each repeat, so that a slow moment of the machine hits all of them. Where the warm-up says that they
+    would take longer than ``seconds`` in all, there are fewer repeats, but three.
     """
+    began = time.perf_counter()
     for run in runs.values():
         run()
+    rounds = int(min(repeats, max(FEWEST, seconds / max(time.perf_counter() - began, 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(repeats):
+    for _ in range(rounds):
         for name, run in runs.items():
             times[name].append(run())
     return times
