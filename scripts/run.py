@@ -1,10 +1,13 @@
-"""What the commands share: what goes wrong ends in one sentence, not in a traceback; freed memory is kept."""
+"""What the commands share: what goes wrong ends in one sentence, not in a traceback; freed memory is kept; they start
+sooner."""
 
 import ctypes
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+from scripts.quick_imports import spare_torchmetrics
 
 MENDABLE_OS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
 MENDABLE = {  # by name: their modules take seconds to import
@@ -44,6 +47,7 @@ def refuse_kindly(command: str) -> Iterator[None]:
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # names of files may hold what a terminal cannot show
     keep_freed_memory()
+    spare_torchmetrics()
     try:
         yield
     except KeyboardInterrupt:

@@ -1,6 +1,7 @@
 """The import rule of the project: imports go one way, and help needs no torch."""
 
 import ast
+import os
 import subprocess
 import sys
 import time
@@ -72,6 +73,48 @@ def test_help_shows_fields_without_importing_torch(command: str) -> None:
     assert done.returncode == 0, done.stderr
     assert "--" in done.stdout
     assert time.monotonic() - begin < 20  # a hang, not a speed: benchmarks measure speed
+
+
+def test_a_training_starts_without_the_metrics_of_torchmetrics_which_are_there_when_asked_for() -> None:
+    code = (
+        "import sys\n"
+        "from scripts.run import refuse_kindly\n"
+        "with refuse_kindly('train'):\n"
+        "    import trainer\n"
+        "    heavy = {'scipy.stats', 'scipy.signal', 'transformers', 'torchmetrics.functional'}\n"
+        "    assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
+        "    import torchmetrics\n"
+        "    from lightning.pytorch.utilities.types import Metric\n"
+        "    assert torchmetrics.Metric is Metric\n"
+        "    from torchmetrics import MeanMetric, functional\n"
+        "    assert issubclass(MeanMetric, Metric) and torchmetrics.Metric is Metric\n"
+        "    assert callable(functional.image.structural_similarity_index_measure)\n"
+        "    assert torchmetrics.__version__ and not hasattr(torchmetrics, 'nothing')\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_torchmetrics_that_is_made_otherwise_is_imported_as_ever(tmp_path: Path) -> None:
+    package = tmp_path / "torchmetrics"
+    package.mkdir()
+    (package / "__init__.py").write_text("class Metric: ...\nthere = 7\n")  # and no submodules
+    about = tmp_path / "torchmetrics-9.9.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: torchmetrics\nVersion: 9.9\n")
+    code = (
+        "from scripts.quick_imports import spare_torchmetrics\n"
+        "spare_torchmetrics()\n"
+        "import torchmetrics\n"
+        "assert torchmetrics.__version__ == '9.9'\n"
+        "from torchmetrics import Metric\n"
+        "assert torchmetrics.there == 7 and Metric.__module__ == 'torchmetrics'\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
 
 
 def test_generating_needs_neither_lightning_nor_transformers() -> None:
