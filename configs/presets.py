@@ -65,8 +65,9 @@ def stage1_icons() -> Stage1Cfg:
 
 def stage1_folder() -> Stage1Cfg:
     """Your own masks: set --data.source.train PATH (and --data.image-size)."""
+    vae = replace(SMALL_VAE, latent_channels=2)  # docs/results.md, as for animals
     return Stage1Cfg(
-        data=FOLDER, autoencoder=SMALL_VAE, optim=OptimCfg(lr=1e-3), train=TrainerCfg(max_steps=3000, val_every=500)
+        data=FOLDER, autoencoder=vae, optim=OptimCfg(lr=1e-3), train=TrainerCfg(max_steps=3000, val_every=500)
     )
 
 
