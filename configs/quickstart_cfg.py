@@ -67,7 +67,7 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg | No
       on drawn shapes), so that all the time goes into stage 2; with captions of geometry, of ``geometry``, which has
       the same autoencoder, has learned to size and place, and brings a reader that corrects the rest.
     * **Latent** elsewhere: 8x8 on a CPU and 16x16 on a GPU, so the autoencoder shrinks 32 pixels by 4 and 2, 128 by 8;
-      it has 4 channels where it shrinks by up to 4, and 8 where by 8.
+      it has 4 channels where it shrinks by 2, 2 where by 4 (docs/results.md), and 8 where by 8.
     * **Versions**: with captions of geometry, as many of each mask (moved, resized, captioned anew) as make 8,192
       masks, at most 24; else none, since other captions could become wrong.
     * **Batch**: the largest power of two that a quarter of the masks, versions included, fills, from 16 to 128 on a CPU
@@ -99,10 +99,8 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg | No
     if init:
         return None, stage_2
     factor = size // (16 if facts.on_gpu else 8)
-    multipliers = {2: (2, 4), 4: (1, 4, 8), 8: (1, 2, 4, 8)}[factor]
-    autoencoder = AutoencoderCfg(
-        latent_channels=8 if factor == 8 else 4, width=16, multipliers=multipliers, regulariser=KLCfg(1e-2)
-    )
+    channels, multipliers = {2: (4, (2, 4)), 4: (2, (1, 4, 8)), 8: (8, (1, 2, 4, 8))}[factor]
+    autoencoder = AutoencoderCfg(latent_channels=channels, width=16, multipliers=multipliers, regulariser=KLCfg(1e-2))
     stage_1 = Stage1Cfg(
         data=data, autoencoder=autoencoder, optim=OptimCfg(lr=2e-3), ema=0.99,
         train=replace(train, max_minutes=STAGE_1 * minutes),

@@ -29,10 +29,10 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize(
     ("facts", "expected"),
     [  # image size, factor, latent channels, batch, width, tokens
-        (Facts(450, {32: 0.95}, 9, False), (32, 4, 4, 64, 64, 16)),
-        (Facts(450, {32: 0.95}, 9, False, from_geometry=True), (32, 4, 4, 128, 64, 16)),
-        (Facts(3, {32: 1.0}, 33, False), (32, 4, 4, 16, 64, 64)),
-        (Facts(10**6, {32: 1.0}, 300, False), (32, 4, 4, 128, 64, 64)),
+        (Facts(450, {32: 0.95}, 9, False), (32, 4, 2, 64, 64, 16)),
+        (Facts(450, {32: 0.95}, 9, False, from_geometry=True), (32, 4, 2, 128, 64, 16)),
+        (Facts(3, {32: 1.0}, 33, False), (32, 4, 2, 16, 64, 64)),
+        (Facts(10**6, {32: 1.0}, 300, False), (32, 4, 2, 128, 64, 64)),
         (Facts(512, {32: 1.0, 64: 1.0}, 16, True), (32, 2, 4, 128, 96, 16)),
         (Facts(10**6, {32: 0.0, 64: 0.0}, 16, True), (128, 8, 8, 512, 96, 16)),
     ],
