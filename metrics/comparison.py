@@ -62,7 +62,7 @@ def as_markdown(rows: list[dict[str, Any]]) -> str:
         cells.append(str(len(row["seeds"])))
         for count in counts:
             found = row["steps"][count]
-            cells.append(", ".join(_number(found[key]) for key in ("frechet", *right)))
+            cells.append(", ".join(_number(found[key]) for key in ("frechet", *right) if key in found))
         lines.append("| " + " | ".join(cells) + " |")
     floor = rows[0]["real"]["frechet"]["mean"]
     words = ", ".join(["squared Frechet distance", *(f"prompt {key}" for key in right)])

@@ -52,6 +52,15 @@ def test_the_table_has_mean_and_deviation_over_seeds_and_the_best_first(tmp_path
     assert (tmp_path / "figure.png").stat().st_size > 5000
 
 
+def test_where_prompts_are_no_classes_the_table_has_retrieval(tmp_path: Path) -> None:
+    judged(tmp_path / "a0", 0, 3.0)
+    path = tmp_path / "a0" / "evaluation-1.json"
+    path.write_text(path.read_text().replace('"accuracy"', '"retrieval"'))
+    table = as_markdown(gather([("a", tmp_path / "a0")], {"a": 1.0}))
+    assert "| 3.000, 0.900 | 0.750, 0.900 |" in table
+    assert "prompt retrieval; N = 50" in table
+
+
 @pytest.mark.parametrize("plan", PLANS)
 def test_every_entrant_of_every_plan_is_a_whole_config_on_the_same_data(plan: str) -> None:
     entrants = PLANS[plan]()
