@@ -28,6 +28,15 @@ LIGHTNING = {
 }  # fmt: skip
 
 
+def passes(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the code in a Python of its own, which must end well."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | env
+    )
+    assert done.returncode == 0, done.stderr
+    return done
+
+
 def sources() -> list[Path]:
     return sorted(p for name in ALLOWED for p in [*ROOT.glob(f"{name}/**/*.py"), *ROOT.glob(f"{name}.py")])
 
@@ -69,8 +78,7 @@ def test_help_shows_fields_without_importing_torch(command: str) -> None:
         "assert not {'torch', 'lightning', 'numpy'} & set(sys.modules), 'heavy import'\n"
     )
     begin = time.monotonic()
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = passes(code)
     assert "--" in done.stdout
     assert time.monotonic() - begin < 20  # a hang, not a speed: benchmarks measure speed
 
@@ -91,8 +99,7 @@ def test_a_training_starts_without_the_metrics_of_torchmetrics_which_are_there_w
         "    assert callable(functional.image.structural_similarity_index_measure)\n"
         "    assert torchmetrics.__version__ and not hasattr(torchmetrics, 'nothing')\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    passes(code)
 
 
 def test_a_torchmetrics_that_is_made_otherwise_is_imported_as_ever(tmp_path: Path) -> None:
@@ -110,11 +117,7 @@ def test_a_torchmetrics_that_is_made_otherwise_is_imported_as_ever(tmp_path: Pat
         "from torchmetrics import Metric\n"
         "assert torchmetrics.there == 7 and Metric.__module__ == 'torchmetrics'\n"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    passes(code, PYTHONPATH=str(tmp_path))
 
 
 def test_generating_needs_neither_lightning_nor_transformers() -> None:
@@ -129,5 +132,4 @@ def test_generating_needs_neither_lightning_nor_transformers() -> None:
         "heavy = {'lightning', 'transformers', 'torchmetrics', 'torchvision', 'scipy', 'torch._dynamo'}\n"
         "assert not heavy & set(sys.modules), heavy & set(sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    passes(code)
