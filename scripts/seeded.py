@@ -9,6 +9,7 @@ reader corrects masks, it draws them alone at once.
 import math
 import os
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
@@ -206,7 +207,10 @@ def draw(
             words, recipe.corrections, lambda _, p: numbers(describe(p.float().cpu() > recipe.threshold))
         )
     # TF32 keeps ten bits of a product: rounding would then exceed DOUBT.
-    exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False)
+    # The flags are those of the whole process, and on a CPU several threads may draw.
+    exact = nullcontext() if device.type == "cpu" else torch.backends.cudnn.flags(
+        enabled=True, benchmark=False, deterministic=True, allow_tf32=False
+    )
     with torch.inference_mode(), exact, torch.autocast(device.type, torch.bfloat16, enabled=recipe.bf16):
         p = module.generate(
             list(prompts), noise, sampler=recipe.sampler, steps=None if recipe.times else recipe.steps,

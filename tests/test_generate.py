@@ -7,12 +7,15 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Barrier, Event
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from generation import FakeModule, cfg_for, files, rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,6 +89,45 @@ def test_only_masks_that_rounding_could_change_are_drawn_again(checkpoint, tmp_p
     module = FakeModule(ShortcutCfg())
     generate_to_folder(module, cfg_for(checkpoint, tmp_path / "clear", batch_size=10, steps=(1,), threshold=0.999))
     assert module.calls == [10]
+
+
+def test_batches_are_drawn_side_by_side_and_the_files_are_those_of_one_after_the_other(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn, both_here = generate_masks.draw_masks, Barrier(2)
+
+    def at_two(*how: Any) -> Any:
+        both_here.wait(timeout=60)
+        return drawn(*how)
+
+    cfg = partial(cfg_for, checkpoint, batch_size=5, steps=(1, 4))
+    alone = files(generate_to_folder(FakeModule(ShortcutCfg()), cfg(tmp_path / "alone", batch_size=64)))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(generate_masks, "draw_masks", at_two)
+    assert files(generate_to_folder(FakeModule(ShortcutCfg()), cfg(tmp_path / "two"))) == alone
+
+
+def test_a_draw_stops_when_another_batch_cannot_be_finished(
+    checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, drawn, begun = FakeModule(FlowCfg()), generate_masks.draw_masks, Event()
+    module.average.register_forward_pre_hook(lambda *_: begun.set())
+
+    def fails_at_the_first(module: Any, plan: Plan, numbers: list[int], *how: Any) -> Any:
+        if 0 not in numbers:
+            return drawn(module, plan, numbers, *how)
+        assert begun.wait(timeout=60)  # the other one is at work
+        raise ConfigError("the disk is full")
+
+    steps = 100_000
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(generate_masks, "draw_masks", fails_at_the_first)
+    calls = []
+    module.average.register_forward_hook(lambda *_: calls.append(1))
+    with pytest.raises(ConfigError, match="the disk is full"):
+        generate_to_folder(module, cfg_for(checkpoint, tmp_path / "out", batch_size=5, steps=(steps,)))
+    assert 0 < len(calls) < steps
+    assert not files(tmp_path / "out")
 
 
 def test_the_manifest_says_how_each_file_was_made_and_reads_back_as_a_training_set(checkpoint, tmp_path):

@@ -3,8 +3,10 @@
 import copy
 import os
 import sys
+import time
 import types
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -317,6 +319,19 @@ def test_prompts_mean_the_same_when_most_are_forgotten(encoder: TextEncoder) -> 
         assert torch.equal(one.keep, other.keep)
         assert len(forgetful.cache) <= max(2, len(set(prompts)))
         assert not one.tokens[~one.keep].any()
+
+
+def test_threads_that_read_at_the_same_time_get_their_own_prompts(
+    encoder: TextEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shared, prompts = TextEncoder(TextCfg(max_tokens=8)), [f"a cat of {number}" for number in range(8)]
+    read = shared.read
+    monkeypatch.setattr(shared, "read", lambda prompt: time.sleep(0.01) or read(prompt))  # others come in between
+    with ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(lambda prompt: shared([prompt]), prompts))
+    for prompt, cond in zip(prompts, found, strict=True):
+        assert torch.equal(cond.tokens, encoder([prompt]).tokens)
+        assert torch.equal(shared([prompt]).tokens, cond.tokens)
 
 
 def test_the_prompts_that_were_read_last_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
