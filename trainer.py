@@ -52,7 +52,7 @@ from metrics.run_report import report_if_possible
 from metrics.trackers import build_loggers, close, require_packages
 from models.agreement import weights_digest
 from models.checkpoint import CheckpointError, whole
-from models.cuda_graphs import replay_calls, require_one_gpu
+from models.cuda_graphs import advice, replay_calls, require_one_gpu
 from models.export import KEY, MAKE
 from models.hardware import (
     compile_networks,
@@ -386,6 +386,8 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     cache_latents(module, data, Path(cfg.train.runs) / "latents")
     compile_networks([module.net, module.teacher], cfg.train)
     replay_calls([module.net, module.teacher], cfg.train)
+    if hint := advice(cfg.train):
+        print(hint, flush=True)
     module.encode_text.padded = cfg.train.compile or cfg.train.cuda_graphs
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
     monitor, mode = ("val/loss", "min") if not cfg.reader.only else ("val/as_asked", "max")

@@ -40,6 +40,14 @@ def require_one_gpu(cfg: TrainerCfg) -> None:
                           "set train.devices 1, or leave it False")  # fmt: skip
 
 
+def advice(cfg: TrainerCfg) -> str:
+    """What to tell whoever trains on one GPU without recordings; empty where they could not be had."""
+    devices, nodes = processes(cfg)
+    if cfg.cuda_graphs or cfg.compile or cfg.accumulate > 1 or devices * nodes > 1 or first_device(cfg).type != "cuda":
+        return ""
+    return "on one GPU, --train.cuda-graphs True makes the steps of a small network several times shorter"
+
+
 def replay_calls(networks: list[nn.Module], cfg: TrainerCfg) -> None:
     """Let networks record their calls, shape by shape, and replay them from then on, if ``cfg.cuda_graphs``."""
     for net in networks if cfg.cuda_graphs else []:

@@ -15,7 +15,7 @@ from configs.benchmark_cfg import BenchmarkCfg
 from configs.checks import ConfigError
 from configs.sampler_cfg import TrajectoryCfg
 from configs.trainer_cfg import TrainerCfg
-from models.cuda_graphs import MOST, Plain, Replayed, replay_calls, require_one_gpu
+from models.cuda_graphs import MOST, Plain, Replayed, advice, replay_calls, require_one_gpu
 from models.hardware import compile_networks, set_memory_format
 from models.text import Condition, TextEncoder
 from samplers import When
@@ -135,6 +135,15 @@ def test_recordings_of_several_processes_are_refused(monkeypatch: pytest.MonkeyP
     require_one_gpu(TrainerCfg(cuda_graphs=True, devices=1))
     with pytest.raises(ConfigError, match=r"this training has 8 processes: set train\.devices 1"):
         require_one_gpu(TrainerCfg(cuda_graphs=True, devices=4, nodes=2))
+
+
+def test_recordings_are_advised_where_there_is_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert advice(TrainerCfg(accelerator="cpu")) == ""
+    monkeypatch.setattr("models.cuda_graphs.first_device", lambda cfg: torch.device("cuda"))
+    assert "--train.cuda-graphs True" in advice(TrainerCfg(devices=1))
+    for other in (TrainerCfg(devices=1, cuda_graphs=True), TrainerCfg(devices=1, compile=True),
+                  TrainerCfg(devices=1, accumulate=2), TrainerCfg(devices=4)):  # fmt: skip
+        assert advice(other) == ""
 
 
 @pytest.mark.parametrize("other", [{"compile": True}, {"accumulate": 2}])
