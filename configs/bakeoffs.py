@@ -10,8 +10,9 @@ from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg
 from configs.presets import (
     ANIMALS,
     ICONS,
+    LEAN_UNET,
+    LEAN_VAE,
     SHORTCUT,
-    SLIM_VAE,
     SMALL_UNET,
     SMALL_VAE,
     TRAJECTORY,
@@ -215,12 +216,12 @@ def cheaper() -> dict[str, Entrant]:
         "32-160": replace(narrow, multipliers=(1, 5), blocks=2),
         "32-192": replace(narrow, multipliers=(1, 6)),
         "32-128-192": replace(narrow, multipliers=(1, 4, 6), attention_sizes=(4, 2)),
-        "64-128-192": replace(narrow, multipliers=(2, 4, 6), attention_sizes=(4, 2)),
+        "64-128-192": LEAN_UNET,
     }
     found = {name: Entrant(replace(base, backbone=net), stage_1) for name, net in nets.items()}
     found["every-2"] = Entrant(replace(base, sampler=replace(TRAJECTORY, every=2)), stage_1)
-    slim = replace(stage_1, autoencoder=replace(SLIM_VAE, latent_channels=2))
-    return found | {"slim-autoencoder": Entrant(base, slim)}
+    lean = replace(stage_1, autoencoder=LEAN_VAE)
+    return found | {"lean-autoencoder": Entrant(base, lean)}
 
 
 def few() -> dict[str, Entrant]:

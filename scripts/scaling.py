@@ -50,7 +50,7 @@ class Size:
 
 
 SIZES = (
-    Size("animals", 32, 4, SMALL_UNET, 512),
+    Size("animals-tiny", 32, 4, SMALL_UNET, 512),
     Size("icons", 64, 4, ICON_UNET, 1024),
     Size("UNet-S", 128, 4, UNetCfg(width=128, multipliers=(1, 2, 3), blocks=2, attention_sizes=(8,)), 256),
     Size("UNet-M", 256, 8, UNetCfg(width=192, multipliers=(1, 2, 4), blocks=2, attention_sizes=(8, 16)), 128),

@@ -30,7 +30,7 @@ from scripts.mask_model import load_mask_model
 from scripts.seeded import Recipe, draw
 from scripts.train_stage_2 import main as train_stage_2
 
-LARGEST = 12e6  # bytes
+LARGEST = 16e6  # bytes
 
 
 @pytest.fixture
