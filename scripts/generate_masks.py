@@ -170,6 +170,7 @@ def draw_share(
                 finish_one()
         finally:
             stopped.set()  # the pool waits for what its threads are doing
+    torch.set_num_threads(threads)  # what further threads begin with
 
 
 def is_drawn(path: Path) -> bool:

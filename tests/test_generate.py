@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
@@ -105,6 +106,17 @@ def test_batches_are_drawn_side_by_side_and_the_files_are_those_of_one_after_the
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(generate_masks, "draw_masks", at_two)
     assert files(generate_to_folder(FakeModule(ShortcutCfg()), cfg(tmp_path / "two"))) == alone
+
+
+def test_threads_that_begin_after_a_generation_compute_with_as_many_as_before(checkpoint: str, tmp_path: Path) -> None:
+    def seen() -> int:
+        with ThreadPoolExecutor(1) as other:
+            return other.submit(torch.get_num_threads).result()
+
+    torch.set_num_threads(2)
+    before = seen()
+    generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "out", batch_size=5))
+    assert seen() == before == 2
 
 
 def test_a_draw_stops_when_another_batch_cannot_be_finished(
