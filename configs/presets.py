@@ -104,8 +104,7 @@ def stage2_animals_tiny() -> Stage2Cfg:
 
 
 def stage2_animals() -> Stage2Cfg:
-    """32x32 silhouettes of ten animals: fewer operations than the quickstart's, trained longer, an hour on two cores or
-    more."""
+    """32x32 silhouettes of ten animals: a network of fewer operations than the quickstart's, trained longer."""
     return replace(
         stage2_animals_tiny(),
         data=replace(ANIMALS, batch_size=256),
@@ -118,8 +117,8 @@ def stage2_animals() -> Stage2Cfg:
 
 
 def stage2_animals_one_step() -> Stage2Cfg:
-    """The single step of a model of preset animals (name yours with --init) brought near its four steps: 36 to
-    63 minutes on two cores."""
+    """The single step of a model of preset animals (name yours with --init) brought near its four steps
+    (docs/results.md)."""
     return replace(
         stage2_animals(),
         init="animals",
