@@ -21,7 +21,7 @@ from metrics.grammar import WORDS, parse
 from models import build_backbone
 from models.band_loss import BandLoss
 from models.checkpoint import describe, read_checkpoint, whole
-from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.ema import cast_once, ema_update_, frozen_twin, warmed_decay
 from models.export import KEY, MAKE, with_twins
 from models.optim import build_optimizer, repeatable
 from models.reader import Reader, agreement
@@ -130,16 +130,21 @@ class DiffusionModule(Generates, L.LightningModule):
             drawn = when.progress >= self.cfg.reader.begin
             loss, parts = self.read(self.reader, x1, batch["prompt"], self.corrections() if drawn else None)
         else:
-            loss, parts = self.sampler.loss(
-                self.net, x1, self.condition(batch), teacher=self.teacher, when=when, measure=self.measure,
-                perceptual=self.autoencoder.perceptual_error,
-            )
+            loss, parts = self.loss(x1, self.condition(batch), when)
         self.log("loss", loss.detach(), prog_bar=True)
         self.parts |= parts  # those of self-consistency are there in every n-th step only
         if logs_after(self.global_step, self.cfg.train):
             self.log_dict({f"train/{name}": value for name, value in self.parts.items()})
             self.parts = {}
         return {"loss": loss} | parts
+
+    def loss(self, x1: Tensor, cond: Condition, when: When) -> tuple[Tensor, dict[str, Tensor]]:
+        """The sampler's loss of the trained network on latents x1 [B,Cz,h,w] with B prompts, and its parts."""
+        with cast_once(self.teacher):
+            return self.sampler.loss(
+                self.net, x1, cond, teacher=self.teacher, when=when, measure=self.measure,
+                perceptual=self.autoencoder.perceptual_error,
+            )
 
     def read(
         self, reader: Reader, x1: Tensor, prompts: list[str], steps: int | None

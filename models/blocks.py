@@ -5,6 +5,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.conv import Conv3x3
 from models.norm import GroupNorm
 
 
@@ -38,11 +39,11 @@ class ResBlock(nn.Module):
     def __init__(self, channels: int, out_channels: int, emb_channels: int = 0, dropout: float = 0.0) -> None:
         super().__init__()
         self.norm1 = GroupNorm(channels, act=True)
-        self.conv1 = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv1 = Conv3x3(channels, out_channels)
         self.modulation = nn.Linear(emb_channels, 2 * out_channels) if emb_channels else None
         self.norm2 = GroupNorm(out_channels, act=True)
         self.dropout = nn.Dropout(dropout)
-        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.conv2 = Conv3x3(out_channels, out_channels)
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
         nn.init.zeros_(self.conv2.weight)
         if self.conv2.bias is not None:

@@ -1,5 +1,7 @@
 """Exponential moving averages of weights as frozen twin networks."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from copy import deepcopy
 from typing import TypeVar
 
@@ -12,6 +14,19 @@ Net = TypeVar("Net", bound=nn.Module)
 def frozen_twin(net: Net) -> Net:
     """A copy in eval mode whose parameters take no gradient."""
     return deepcopy(net).eval().requires_grad_(False)
+
+
+@contextmanager
+def cast_once(twin: nn.Module) -> Iterator[None]:
+    """Within, autocast casts the weights of a frozen twin at its first call and keeps them for the others.
+
+    It keeps only weights that take a gradient, so here they are said to: the twin's calls must be under ``no_grad``.
+    """
+    twin.requires_grad_(True)
+    try:
+        yield
+    finally:
+        twin.requires_grad_(False)
 
 
 def warmed_decay(decay: float, step: int) -> float:

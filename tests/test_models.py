@@ -9,15 +9,17 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from configs.autoencoder_cfg import AutoencoderCfg
 from configs.backbone_cfg import BackboneCfg, DiTCfg, UNetCfg
@@ -26,7 +28,7 @@ from configs.diffusion_cfg import TextCfg
 from models import BACKBONES, attention, build_backbone
 from models.backbone import bounded
 from models.checkpoint import CheckpointError, read_checkpoint
-from models.ema import ema_update_, frozen_twin, warmed_decay
+from models.ema import cast_once, ema_update_, frozen_twin, warmed_decay
 from models.minilm import Bert
 from models.norm import GroupNorm
 from models.sharding import shard_parts
@@ -369,6 +371,37 @@ def test_ema_is_the_weighted_mean_of_every_parameter() -> None:
     assert not any(p.requires_grad for p in twin.parameters())
 
 
+class Casts(TorchDispatchMode):
+    """Counts how often weights are cast to bfloat16."""
+
+    def __init__(self, weights: list[Tensor]) -> None:
+        super().__init__()
+        self.places = {weight.data_ptr() for weight in weights}
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.places:
+            self.count += kwargs.get("dtype") == torch.bfloat16
+        return func(*args, **(kwargs or {}))
+
+
+def test_a_twin_that_is_asked_several_times_casts_its_weights_once() -> None:
+    twin = frozen_twin(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)))
+    x = torch.randn(2, 4)
+    counts = []
+    for calls in (1, 2):
+        low = torch.autocast("cpu", torch.bfloat16)
+        with cast_once(twin), torch.no_grad(), low, Casts(list(twin.parameters())) as casts:
+            answers = [twin(x) for _ in range(calls)]
+        counts.append(casts.count)
+        assert not answers[-1].requires_grad
+    assert counts == [4, 4]
+    assert not any(weight.requires_grad for weight in twin.parameters())
+    with pytest.raises(RuntimeError), cast_once(twin):
+        raise RuntimeError
+    assert not any(weight.requires_grad for weight in twin.parameters())
+
+
 def test_ema_warm_up_rises_to_its_decay() -> None:
     decays = [warmed_decay(0.99, step) for step in range(2000)]
     assert decays == sorted(decays)
@@ -522,10 +555,15 @@ def test_the_norm_of_bf16_channels_last_is_that_of_torch(modulated: bool) -> Non
     for part in norm.parameters():
         nn.init.normal_(part, generator=generator)
     x = 3 + 2 * torch.randn(4, 24, 6, 6, generator=generator).bfloat16()
-    rows = torch.randn(2, 4, 24, generator=generator).unbind() if modulated else ()
-    wanted = norm(x.float(), *rows)
-    with torch.no_grad():
-        found = norm(x.to(memory_format=torch.channels_last), *rows)
-        assert torch.equal(found, norm.by_channels(x, *rows))  # the way that is tested is the one that is taken
+    rows = torch.randn(2, 4, 24, generator=generator).bfloat16().unbind() if modulated else ()
+    wide = x.float().requires_grad_()
+    wanted = norm(wide, *[row.float() for row in rows])
+    last = x.to(memory_format=torch.channels_last).requires_grad_()
+    found = norm(last, *rows)
     assert found.dtype == torch.bfloat16
-    torch.testing.assert_close(found.float(), wanted, rtol=2**-8, atol=1e-5)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found.float(), wanted, rtol=2**-6, atol=2**-6)
+    weigh = torch.randn(x.shape, generator=generator)
+    (own,) = torch.autograd.grad((found * weigh.bfloat16()).sum(), last)
+    (exact,) = torch.autograd.grad((wanted * weigh).sum(), wide)
+    torch.testing.assert_close(own.float(), exact, rtol=2**-5, atol=2**-5)

@@ -61,10 +61,7 @@ def stage_2_step(
 
     def loss(when: When) -> Tensor:
         with autocast(bf16, device):
-            return module.sampler.loss(
-                module.net, x1, cond, teacher=module.teacher, when=when, measure=module.measure,
-                perceptual=module.autoencoder.perceptual_error,
-            )[0]
+            return module.loss(x1, cond, when)[0]
 
     return optimised(loss, module.net, [module.average, module.teacher], cfg.optim, cfg.train.max_steps)
 

@@ -1,0 +1,91 @@
+"""The 3x3 convolution of the blocks answers as torch's own, by whatever products."""
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from models.conv import Conv3x3, FewPixels
+
+LAYOUTS = [torch.contiguous_format, torch.channels_last]
+SIZES = [(1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (4, 4), (5, 4), (8, 8)]
+
+
+def layer_and_input(size: tuple[int, int], layout: torch.memory_format, dtype: torch.dtype) -> tuple[Conv3x3, Tensor]:
+    torch.manual_seed(0)
+    layer = Conv3x3(5, 3).to(dtype).to(memory_format=layout)
+    return layer, torch.randn(6, 5, *size, dtype=dtype).contiguous(memory_format=layout).requires_grad_()
+
+
+def plain(layer: Conv3x3, x: Tensor) -> Tensor:
+    return F.conv2d(x, layer.weight, layer.bias, padding=1)
+
+
+def gradients(y: Tensor, layer: Conv3x3, x: Tensor) -> tuple[Tensor, ...]:
+    weigh = torch.randn(y.shape, generator=torch.Generator().manual_seed(1)).to(y.dtype)
+    return torch.autograd.grad((y * weigh).sum(), [x, *layer.parameters()])
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+def test_it_answers_and_learns_as_torch(size: tuple[int, int], layout: torch.memory_format) -> None:
+    layer, x = layer_and_input(size, layout, torch.double)
+    y, wanted = layer(x), plain(layer, x)
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y, wanted, rtol=0, atol=1e-12)
+    for own, other in zip(gradients(y, layer, x), gradients(wanted, layer, x), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", SIZES)
+def test_in_bf16_it_is_as_near_to_the_exact_answer_as_torch(size: tuple[int, int], layout: torch.memory_format) -> None:
+    exact_layer, exact_x = layer_and_input(size, layout, torch.double)
+    layer, x = layer_and_input(size, layout, torch.float32)
+    layer.load_state_dict(exact_layer.state_dict())
+    x = exact_x.detach().float().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        y, torchs = layer(x), plain(layer, x)
+    assert y.dtype == torch.bfloat16
+    wanted = plain(exact_layer, exact_x)
+    own, other = (gradients(value, layer, x) for value in (y, torchs))
+    exact = gradients(wanted, exact_layer, exact_x)
+    assert [g.dtype for g in own] == [torch.float32] * 3  # of the weights as they are kept
+    for found, usual, right in zip((y, *own), (torchs, *other), (wanted, *exact), strict=True):
+        assert (found - right).norm() <= 1.5 * (usual - right).norm() + 1e-3 * right.norm()
+
+
+@pytest.mark.parametrize(("size", "taken"), [((2, 2), False), ((4, 4), True), ((8, 8), False)])
+def test_the_way_for_few_pixels_is_taken_where_it_is_faster(
+    size: tuple[int, int], taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = FewPixels.apply
+    monkeypatch.setattr(FewPixels, "apply", lambda *args: calls.append(1) or real(*args))
+    for dtype in (torch.float32, torch.bfloat16):
+        layer, x = layer_and_input(size, torch.contiguous_format, dtype)
+        layer(x)
+        assert bool(calls) == (taken and dtype == torch.bfloat16)
+    with torch.no_grad():
+        before = len(calls)
+        layer(x)
+        assert len(calls) == before
+
+
+def test_frozen_parts_get_no_gradient() -> None:
+    layer, x = layer_and_input((4, 4), torch.contiguous_format, torch.bfloat16)
+    layer.weight.requires_grad_(False)
+    layer(x).float().sum().backward()
+    assert x.grad is not None
+    assert layer.bias is not None
+    assert layer.bias.grad is not None
+    assert layer.weight.grad is None
+
+
+def test_no_more_products_than_needed_at_two_by_two() -> None:
+    from torch.utils.flop_counter import FlopCounterMode
+
+    layer, x = layer_and_input((2, 2), torch.contiguous_format, torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        layer(x)
+    assert counter.get_total_flops() == 2 * 16 * 5 * 3 * len(x)
