@@ -38,7 +38,7 @@ class Conv3x3(nn.Conv2d):
     def as_one_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [B,C,H,W] of at most two by two pixels -> [B,C',H,W] in the same memory format."""
         height, width = x.shape[2:]
-        taps = weight.permute(0, 2, 3, 1)  # [C',3,3,C]; from (1 - y, 1 - x) on, the pixel (y, x) sees all pixels by them
+        taps = weight.permute(0, 2, 3, 1)  # [C',3,3,C]; the pixel (y, x) sees all by those from (1 - y, 1 - x) on
         seen = [taps[:, 1 - y : 1 - y + height, 1 - x : 1 - x + width] for y in range(height) for x in range(width)]
         filters = torch.stack(seen).flatten(2).flatten(0, 1)  # [HWC',HWC]
         bias = None if self.bias is None else self.bias.repeat(height * width)
