@@ -81,8 +81,9 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
-@pytest.fixture(autouse=True, scope="session")
-def two_threads() -> None:
+@pytest.fixture(autouse=True)
+def steady_threads() -> None:
+    """As many for each test, whatever the one before has left: more than there are cores wait for each other."""
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
