@@ -37,13 +37,13 @@ class Conv3x3(nn.Conv2d):
 
     def as_one_product(self, x: Tensor, weight: Tensor) -> Tensor:
         """x [B,C,H,W] of at most two by two pixels -> [B,C',H,W] in the same memory format."""
-        height, width = x.shape[2:]
+        rows, channels, height, width = x.shape
         taps = weight.permute(0, 2, 3, 1)  # [C',3,3,C]; the pixel (y, x) sees all by those from (1 - y, 1 - x) on
         seen = [taps[:, 1 - y : 1 - y + height, 1 - x : 1 - x + width] for y in range(height) for x in range(width)]
-        filters = torch.stack(seen).flatten(2).flatten(0, 1)  # [HWC',HWC]
+        filters = torch.stack(seen).view(height * width * self.out_channels, -1)  # [HWC',HWC]
         bias = None if self.bias is None else self.bias.repeat(height * width)
-        y = F.linear(x.permute(0, 2, 3, 1).flatten(1), filters, bias)  # [B,HWC']
-        image = y.unflatten(1, (height, width, -1)).permute(0, 3, 1, 2)
+        y = F.linear(x.permute(0, 2, 3, 1).reshape(rows, height * width * channels), filters, bias)  # [B,HWC']
+        image = y.view(rows, height, width, self.out_channels).permute(0, 3, 1, 2)
         return image.contiguous() if x.is_contiguous() else image
 
 

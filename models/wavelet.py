@@ -90,16 +90,19 @@ class WaveletDown(nn.Module):
             nn.init.zeros_(self.mix.bias)  # type: ignore[arg-type]  # a Conv2d made with a bias has one
             with torch.no_grad():
                 self.mix.weight[:, :channels, 0, 0] = torch.eye(channels)
-            basis = inverse_haar(times_ll(torch.eye(4)[..., None, None], 0.5, dim=1))  # [4,1,2,2], one filter a band
-            self.register_buffer("basis", basis, persistent=False)
+            pixels = inverse_haar(times_ll(torch.eye(4)[..., None, None], 0.5, dim=1))  # [4,1,2,2], one filter a band
+            self.register_buffer("basis", pixels.flatten(1).t().contiguous(), persistent=False)
         elif self.sum_gate is None:
             raise ValueError("the sum of ungated bands is twice the top-left pixel; gate them, or use mode 'concat'")
 
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x [B,C,H,W], emb [B,E] -> [B,C,H/2,W/2]."""
         if self.gate is None and self.mix is not None:
-            by_band = self.mix.weight.unflatten(1, (4, -1))  # [C,4,C,1,1]
-            return F.conv2d(x, (by_band * self.basis).sum(1), self.mix.bias, stride=2)  # a filter of pixels, [C,C,2,2]
+            channels = x.shape[1]
+            by_pixel = torch.matmul(self.basis, self.mix.weight.view(channels, 4, channels))  # [C,4,C]
+            filters = by_pixel.view(channels, 2, 2, channels).permute(0, 3, 1, 2)  # [C,C,2,2], channels last
+            filters = filters.contiguous() if x.is_contiguous() else filters  # or torch would convert x, too
+            return F.conv2d(x, filters, self.mix.bias, stride=2)
         bands = times_ll(haar(x), 0.5, dim=1)
         if self.mix is not None:
             return self.mix(bands if self.gate is None else bands * self.gate(x, emb))

@@ -82,6 +82,12 @@ def test_frozen_parts_get_no_gradient() -> None:
     assert layer.weight.grad is None
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_no_rows_are_answered_by_none(size: tuple[int, int]) -> None:
+    layer, x = layer_and_input(size, torch.contiguous_format, torch.float32)
+    assert layer(x[:0]).shape == (0, 3, *size)
+
+
 def test_no_more_products_than_needed_at_two_by_two() -> None:
     from torch.utils.flop_counter import FlopCounterMode
 
