@@ -54,7 +54,7 @@ def stepper(entrant: Entrant, bf16: bool, device: Any) -> Callable[[], float]:
     from scripts.benchmarks.report import elapsed
     from scripts.benchmarks.step import stage_2_step
 
-    step = stage_2_step(entrant.stage_2, entrant.stage_1, bf16=bf16, device=device)
+    step = stage_2_step(entrant.stage_2, entrant.stage_1, bf16=bf16, device=device, layout="auto")
     return lambda: mean_over_training(
         entrant.stage_2.sampler, lambda when: elapsed(lambda: step(when), device)
     )
