@@ -44,10 +44,16 @@ def plain_name(nodeid: str) -> str:
     return nodeid.split("[")[0].rpartition("/")[2]
 
 
+def turn(item: pytest.Item) -> int:
+    """Fast tests first, then the longest of the slow ones: where several processes share them, none ends alone."""
+    slow = item.get_closest_marker("slow")
+    return 0 if slow is None else 1 if slow.kwargs.get("longest") else 2
+
+
 @pytest.hookimpl(tryfirst=True)  # before any are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     COLLECTED.update({plain_name(item.nodeid): item.get_closest_marker("faults") is not None for item in items})
-    items.sort(key=lambda item: bool(item.get_closest_marker("slow")))
+    items.sort(key=turn)
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -108,7 +108,7 @@ def test_what_a_bakeoff_goes_on_from_is_whole_after_a_full_disk(
     assert set(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 def test_a_bakeoff_trains_judges_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,6 +48,7 @@ def ranks(launched: tuple[Path, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     return launched[1]
 
 
+@pytest.mark.slow(longest=True)
 def test_two_processes_have_the_gradients_of_one_on_the_joint_batch(ranks: list[dict[str, Any]]) -> None:
     module = plain_module()
     batch = default_collate([Rows()[row] for row in range(ROWS)])
@@ -105,6 +106,7 @@ def test_a_checkpoint_in_parts_is_the_whole_for_one_process_too(
         torch.testing.assert_close(value, expected[f"average.{name}"], rtol=0, atol=0)
 
 
+@pytest.mark.slow(longest=True)
 def test_two_machines_with_a_copy_each_share_it_out_inside(tmp_path: Path) -> None:
     found = launch(tmp_path, 2, 2, "ddp", "hybrid")
     assert found[0]["hybrid"]["shared"]

@@ -100,7 +100,7 @@ def test_what_cannot_work_is_refused(wrong: dict[str, object]) -> None:
         QuickstartCfg(**wrong)  # type: ignore[arg-type]
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 def test_a_folder_without_captions_becomes_a_model_that_was_asked_for_its_geometry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -176,6 +176,7 @@ SHORT = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow(longest=True)
 def test_an_encoder_trained_alone_leaves_the_model_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MASK_RUN_DIR", raising=False)
     run = tmp_path / "run"

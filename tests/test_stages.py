@@ -257,7 +257,7 @@ def test_stage_1_learns_a_handful_of_masks_by_heart() -> None:
     assert iou(drawn, x > 0.5).min() > 0.95
 
 
-@pytest.mark.slow
+@pytest.mark.slow(longest=True)
 @pytest.mark.parametrize("sampler", [ShortcutCfg(share=0.25, every=1), FlowCfg(), DDPMCfg(timesteps=100, steps=20)])
 def test_stage_2_learns_a_handful_of_masks_by_heart(sampler: Any) -> None:
     """Each prompt has one latent, so that one step (twenty for the other samplers) must find it."""

@@ -97,6 +97,7 @@ def test_each_stage_ends_with_a_report_that_holds_its_pictures(stage_1: Path, st
         assert f"bash scripts/train_stage_{1 if folder == stage_1 else 2}.sh animals-tiny" in text
 
 
+@pytest.mark.slow(longest=True)
 @pytest.mark.parametrize("stage", [1, 2])
 def test_resuming_ends_with_the_same_weights(stage: int, stage_1: Path, stage_2: Path, tmp_path: Path) -> None:
     """Stopped in the middle of an epoch (2 of 3 batches), resumed, and compared bit by bit, averages included."""
@@ -168,6 +169,7 @@ def test_a_second_training_in_the_same_folder_is_refused(stage_1: Path, refusal:
     assert (stage_1 / "last.ckpt").stat().st_mtime_ns == before
 
 
+@pytest.mark.slow(longest=True)
 @pytest.mark.timeout(PATIENCE + 30)
 def test_two_machines_under_torchrun_share_one_folder_and_judge_together(stage_1: Path, tmp_path: Path) -> None:
     """Two launchers that know of each other by address and port only, a process each, on this machine."""
