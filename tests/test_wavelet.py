@@ -160,6 +160,24 @@ def test_folded_filters_answer_as_the_bands_one_by_one(gates: bool) -> None:
 
 
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("size", [(2, 2), (6, 4), (8, 8), (10, 8), (16, 16)])
+def test_few_and_many_pixels_go_down_alike(size: tuple[int, int], layout: torch.memory_format) -> None:
+    """By whatever products; gradients, too."""
+    down = WaveletDown(3, 16, gates=False).double().to(memory_format=layout)
+    for parameter in down.parameters():
+        torch.nn.init.normal_(parameter)
+    x, emb = image(4, 3, *size).contiguous(memory_format=layout).requires_grad_(), image(4, 16)
+    y = down(x, emb)
+    expected = down.mix(torch.cat([haar(x)[:, :3] / 2, haar(x)[:, 3:]], dim=1))  # type: ignore[misc]  # concat
+    assert y.is_contiguous(memory_format=layout)
+    torch.testing.assert_close(y, expected, rtol=0, atol=1e-12)
+    weigh = torch.randn_like(y)
+    own, other = (torch.autograd.grad((z * weigh).sum(), [x, *down.parameters()]) for z in (y, expected))
+    for found, wanted in zip(own, other, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_an_image_keeps_its_memory_format_through_bands_and_back(layout: torch.memory_format) -> None:
     x = image(2, 8, 6, 4).to(memory_format=layout)
     back = inverse_haar(haar(x).to(memory_format=layout))
