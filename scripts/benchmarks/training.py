@@ -23,7 +23,7 @@ from configs.sampler_cfg import FlowCfg
 from data.module import MaskDataModule
 from diffusion import DiffusionModule
 from models.ema import ema_update_
-from models.hardware import bf16_is_fast, set_memory_format
+from models.hardware import bf16_is_fast, faster_format, set_memory_format
 from models.optim import build_optimizer
 from models.resampling import ConvDown, ConvUp
 from models.wavelet import WaveletDown, WaveletUp
@@ -199,14 +199,18 @@ def pipeline(setting: Setting, report: Report) -> None:
         devices=1, precision="bf16-mixed" if setting.bf16 else "fp32",
     )
     cfg = replace(setting.flow, data=replace(setting.stage_2.data, limit=1024), train=train)
+    probe = DiffusionModule(cfg, AutoencoderModule(setting.stage_1)).train().to(setting.device)
+    inputs = tuple(value.to(setting.device) for value in probe.example_inputs(cfg.data.batch_size))
+    last = faster_format("auto", probe.net, inputs, setting.bf16) == torch.channels_last
+    cfg = replace(cfg, train=replace(train, channels_last="on" if last else "off"))  # the same for both
     with tempfile.TemporaryDirectory() as folder:
         data = MaskDataModule(cfg.data, 0)
         data.setup()
         module = Watched(cfg, AutoencoderModule(setting.stage_1))
-        set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), train)
+        set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
         cache_latents(module, data, Path(folder))
         module.watch(by_hand(cfg, setting, data))
-        trainer = build_trainer(train, Path(folder), "loss", "min", cfg.optim.clip_norm, [])
+        trainer = build_trainer(cfg.train, Path(folder), "loss", "min", cfg.optim.clip_norm, [])
         trainer.limit_val_batches = 0
         trainer.fit(module, datamodule=data)
     report.ratio("pipeline_to_bare_loop", module.ours[1:], module.theirs[1:], "<= 1.03")
