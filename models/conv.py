@@ -8,11 +8,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from models.folded import Folded
+
 FEW = 16
 """Up to so many pixels, bfloat16 gradients of filters are faster as a convolution than as torch has them."""
 
 
-class Conv3x3(nn.Conv2d):
+class Conv3x3(Folded, nn.Conv2d):
     """A 3x3 convolution, padded with zeros, whose output has the size of its input.
 
     Of two by two pixels each sees all others, through four of the nine taps: one product of matrices, [4C',4C] with
@@ -28,20 +30,24 @@ class Conv3x3(nn.Conv2d):
             return super().forward(input)
         cast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else self.weight.dtype
         if max(input.shape[2:]) <= 2:
-            return self.as_one_product(input, self.weight.to(cast))
+            return self.as_one_product(input, cast)
         if cast == torch.bfloat16 and input.shape[2:].numel() <= FEW and torch.is_grad_enabled():
             bias = None if self.bias is None else self.bias.to(cast)
             answer: Tensor = FewPixels.apply(input.to(cast), self.weight.to(cast), bias)
             return answer
         return super().forward(input)
 
-    def as_one_product(self, x: Tensor, weight: Tensor) -> Tensor:
+    def as_one_product(self, x: Tensor, cast: torch.dtype) -> Tensor:
         """x [B,C,H,W] of at most two by two pixels -> [B,C',H,W] in the same memory format."""
         rows, channels, height, width = x.shape
-        taps = weight.permute(0, 2, 3, 1)  # [C',3,3,C]; the pixel (y, x) sees all by those from (1 - y, 1 - x) on
-        seen = [taps[:, 1 - y : 1 - y + height, 1 - x : 1 - x + width] for y in range(height) for x in range(width)]
-        filters = torch.stack(seen).view(height * width * self.out_channels, -1)  # [HWC',HWC]
-        bias = None if self.bias is None else self.bias.repeat(height * width)
+
+        def fold() -> tuple[Tensor, Tensor | None]:
+            taps = self.weight.to(cast).permute(0, 2, 3, 1)  # [C',3,3,C]; pixel (y, x) sees all from (1 - y, 1 - x) on
+            seen = [taps[:, 1 - y : 1 - y + height, 1 - x : 1 - x + width] for y in range(height) for x in range(width)]
+            filters = torch.stack(seen).view(height * width * self.out_channels, -1)  # [HWC',HWC]
+            return filters, None if self.bias is None else self.bias.repeat(height * width)
+
+        filters, bias = self.folded(x, fold)
         y = F.linear(x.permute(0, 2, 3, 1).reshape(rows, height * width * channels), filters, bias)  # [B,HWC']
         image = y.view(rows, height, width, self.out_channels).permute(0, 3, 1, 2)
         return image.contiguous() if x.is_contiguous() else image

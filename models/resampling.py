@@ -4,10 +4,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.folded import Folded
 from models.wavelet import as_image
 
 
-class NearestConv(nn.Conv2d):
+class NearestConv(Folded, nn.Conv2d):
     """A 3x3 convolution, padded with zeros, of the input at twice its size by nearest neighbour.
 
     Around each corner between four pixels of the input lie four pixels of the output, whose nine taps fall on these
@@ -20,8 +21,12 @@ class NearestConv(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         """input [B,C,h,w] -> [B,C',2h,2w]."""
-        weight = torch.cat([two for one in both(self.weight, 2) for two in both(one, 3)])  # [4C',C,2,2]
-        bias = None if self.bias is None else self.bias.repeat(4)
+
+        def fold() -> tuple[Tensor, Tensor | None]:
+            filters = torch.cat([two for one in both(self.weight, 2) for two in both(one, 3)])  # [4C',C,2,2]
+            return filters, None if self.bias is None else self.bias.repeat(4)
+
+        weight, bias = self.folded(input, fold)
         around = as_image(F.conv2d(input, weight, bias, padding=1))  # [B,C',2h+2,2w+2]: also around the outer corners
         return around[:, :, 1:-1, 1:-1]
 

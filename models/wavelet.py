@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.folded import Folded
+
 FEW = 64
 """Up to so many pixels, a product of matrices takes a CPU less time than a convolution of stride 2."""
 
@@ -80,7 +82,7 @@ class BandGate(nn.Module):
         return 2 * torch.sigmoid(self.out(F.silu(hidden)))[:, :, None, None]
 
 
-class WaveletDown(nn.Module):
+class WaveletDown(Folded):
     """Halves the size: Haar bands, gates, and a mix of the bands; starts as 2x2 average pooling.
 
     ``mode="concat"`` mixes the four gated bands with a 1x1 convolution; without gates transform and mix are one 2x2
@@ -108,20 +110,31 @@ class WaveletDown(nn.Module):
     def forward(self, x: Tensor, emb: Tensor) -> Tensor:
         """x [B,C,H,W], emb [B,E] -> [B,C,H/2,W/2]."""
         if self.gate is None and self.mix is not None:
-            channels = x.shape[1]
-            by_pixel = torch.matmul(self.basis, self.mix.weight.view(channels, 4, channels))  # [C,4,C]
-            if x.device.type == "cpu" and x.shape[2:].numel() <= FEW and not torch.compiler.is_compiling():
-                y = F.linear(patches(x), by_pixel.view(channels, 4 * channels), self.mix.bias).permute(0, 3, 1, 2)
-                return y.contiguous() if x.is_contiguous() else y
-            filters = by_pixel.view(channels, 2, 2, channels).permute(0, 3, 1, 2)  # [C,C,2,2], channels last
-            filters = filters.contiguous() if x.is_contiguous() else filters  # or torch would convert x, too
-            return F.conv2d(x, filters, self.mix.bias, stride=2)
+            return self.mixed(x, self.mix)
         bands = times_ll(haar(x), 0.5, dim=1)
         if self.mix is not None:
             return self.mix(bands if self.gate is None else bands * self.gate(x, emb))
         assert self.sum_gate is not None
         ll, details = self.sum_gate(x, emb).tensor_split([x.shape[1]], dim=1)
         return (bands * torch.cat([ll, details - 1], 1)).unflatten(1, (4, -1)).sum(1)
+
+    def mixed(self, x: Tensor, mix: nn.Conv2d) -> Tensor:
+        """Transform and mix in one. x [B,C,H,W] -> [B,C,H/2,W/2] in the same memory format."""
+        channels, first = x.shape[1], x.is_contiguous()
+        few = x.device.type == "cpu" and x.shape[2:].numel() <= FEW and not torch.compiler.is_compiling()
+
+        def fold() -> Tensor:
+            by_pixel = torch.matmul(self.basis, mix.weight.view(channels, 4, channels))  # [C,4,C]
+            if few:
+                return by_pixel.view(channels, 4 * channels)
+            filters = by_pixel.view(channels, 2, 2, channels).permute(0, 3, 1, 2)  # [C,C,2,2], channels last
+            return filters.contiguous() if first else filters  # or torch would convert x, too
+
+        filters = self.folded(x, fold)
+        if few:
+            y = F.linear(patches(x), filters, mix.bias).permute(0, 3, 1, 2)
+            return y.contiguous() if first else y
+        return F.conv2d(x, filters, mix.bias, stride=2)
 
 
 def times_ll(bands: Tensor, factor: float, dim: int) -> Tensor:
@@ -130,7 +143,7 @@ def times_ll(bands: Tensor, factor: float, dim: int) -> Tensor:
     return torch.cat([ll * factor, *high], dim)
 
 
-class WaveletUp(nn.Module):
+class WaveletUp(Folded):
     """Doubles the size: predicted bands plus the encoder's high bands, gated, through the inverse transform.
 
     The high bands of what the encoder saw at this size bypass the bottleneck (WaveDiff, Phung et al., CVPR 2023,
@@ -155,7 +168,14 @@ class WaveletUp(nn.Module):
 
     def forward(self, x: Tensor, emb: Tensor, fine: Tensor) -> Tensor:
         """x [B,C,h,w], emb [B,E], fine [B,C',2h,2w] that the encoder saw at this size -> [B,C',2h,2w]."""
-        channels = fine.shape[1]
+        weight, bias, seen = self.folded(x, lambda: self.filters(fine.shape[1]))
+        y = F.conv2d(x, weight, bias)
+        if seen is not None:
+            y = y + F.conv2d(fine, seen, stride=2)  # of pixels, not of bands
+        return as_image(y) if self.gate is None else inverse_haar(y * self.gate(x, emb))
+
+    def filters(self, channels: int) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Filters and bias of x, [4C',C,1,1] and [4C'], and with ``band_skips`` those of ``fine``, [4C',C',2,2]."""
         weight = times_ll(self.bands.weight, 2, dim=0)
         bias = times_ll(self.bands.bias, 2, dim=0)  # type: ignore[arg-type]  # made with a bias
         seen = None
@@ -167,7 +187,4 @@ class WaveletUp(nn.Module):
         if self.gate is None:  # the filters predict pixels at once
             weight, bias = pixels_of(weight), pixels_of(bias)
             seen = None if seen is None else pixels_of(seen)
-        y = F.conv2d(x, weight, bias)
-        if seen is not None:
-            y = y + F.conv2d(fine, inverse_haar(seen[..., None, None]), stride=2)  # of pixels, not of bands
-        return as_image(y) if self.gate is None else inverse_haar(y * self.gate(x, emb))
+        return weight, bias, None if seen is None else inverse_haar(seen[..., None, None])

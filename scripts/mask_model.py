@@ -16,6 +16,7 @@ from models import build_backbone
 from models.checkpoint import read_checkpoint, whole
 from models.codec import Autoencoder
 from models.export import KEY, MAKE, averaged, with_twins
+from models.folded import keep_folded
 from models.parts import is_parts
 from models.reader import Reader
 from models.text import TextEncoder
@@ -60,4 +61,5 @@ def load_mask_model(path: str | Path, device: str | torch.device = "cpu", bf16: 
     for layer in model.modules() if bf16 else ():
         if isinstance(layer, (nn.Conv2d, nn.Linear)):
             layer.to(torch.bfloat16)
+    keep_folded(model)
     return model.to(device).to(memory_format=torch.channels_last)  # the faster one to draw with

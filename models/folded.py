@@ -1,0 +1,41 @@
+"""Layers that compute with filters folded from their weights: at each call, or once where the weights stay."""
+
+from collections.abc import Callable, Hashable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+Filters = TypeVar("Filters")
+
+
+class Folded(nn.Module):
+    """A layer that gets its filters from :meth:`folded`."""
+
+    kept: dict[Hashable, Any] | None = None
+    """What was folded so far; None: nothing is kept (``keep_folded`` turns that on)."""
+
+    def folded(self, x: Tensor, fold: Callable[[], Filters]) -> Filters:
+        """The filters that ``fold`` makes for inputs like x [B,C,H,W], where they are kept once for all of them."""
+        if self.kept is None:
+            return fold()
+        kind = x.device.type
+        cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+        like = (x.shape[1:], x.is_contiguous(), cast)
+        if like not in self.kept:
+            with torch.inference_mode(False), torch.no_grad():  # what is kept may be used outside of inference mode
+                self.kept[like] = fold()
+        filters: Filters = self.kept[like]
+        return filters
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        if self.kept is not None:
+            self.kept = {}  # the weights go to another device, number format or memory format
+        return super()._apply(*args, **kwargs)
+
+
+def keep_folded(module: nn.Module) -> None:
+    """Have the layers of ``module`` fold their filters once, since its weights are not going to change."""
+    for layer in module.modules():
+        if isinstance(layer, Folded):
+            layer.kept = {}

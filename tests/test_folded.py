@@ -1,0 +1,99 @@
+"""Filters that are folded once answer as those that are folded at each call."""
+
+from collections.abc import Callable
+from copy import deepcopy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.conv import Conv3x3
+from models.folded import Folded, keep_folded
+from models.resampling import NearestConv
+from models.wavelet import WaveletDown, WaveletUp
+
+ROWS, CHANNELS, EMB = 3, 4, 8
+EMBEDDING, FINE = torch.randn(ROWS, EMB), torch.randn(ROWS, CHANNELS, 4, 4)
+LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor]]] = {
+    "conv": (lambda: Conv3x3(CHANNELS, 5), lambda layer, x: layer(x)),
+    "nearest": (lambda: NearestConv(CHANNELS, 5), lambda layer, x: layer(x)),
+    "down": (lambda: WaveletDown(CHANNELS, EMB, gates=False), lambda layer, x: layer(x, EMBEDDING)),
+    "up": (
+        lambda: WaveletUp(CHANNELS, CHANNELS, EMB, gates=False, band_skips=False),
+        lambda layer, x: layer(x, EMBEDDING, FINE),
+    ),
+    "up with skips": (lambda: WaveletUp(CHANNELS, CHANNELS, EMB), lambda layer, x: layer(x, EMBEDDING, FINE)),
+}
+
+
+@pytest.fixture(params=LAYERS)
+def layers(request: pytest.FixtureRequest) -> tuple[Folded, nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
+    """A layer that keeps its filters, the same layer as it is trained, and how both are called."""
+    make, call = LAYERS[request.param]
+    torch.manual_seed(0)
+    plain = make()
+    for parameter in plain.parameters():
+        nn.init.normal_(parameter)
+    kept = deepcopy(plain)
+    keep_folded(kept)
+    assert isinstance(kept, Folded)
+    return kept, plain, call
+
+
+def inputs(dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(ROWS, CHANNELS, 2, 2, dtype=dtype)
+
+
+def test_it_folds_once_and_answers_the_same(layers: tuple[Folded, nn.Module, Callable[..., Tensor]]) -> None:
+    kept, plain, call = layers
+    for _ in range(3):
+        x = inputs()
+        with torch.inference_mode():
+            assert torch.equal(call(kept, x), call(plain, x))
+    assert kept.kept is not None
+    assert len(kept.kept) == 1
+
+
+def test_every_number_and_memory_format_has_its_own(layers: tuple[Folded, nn.Module, Callable[..., Tensor]]) -> None:
+    kept, plain, call = layers
+    for _ in range(2):
+        for layout in (torch.contiguous_format, torch.channels_last):
+            for bf16 in (False, True):
+                x = inputs().contiguous(memory_format=layout)
+                with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    own, other = call(kept, x), call(plain, x)
+                assert own.dtype == other.dtype
+                assert torch.equal(own, other)
+                assert own.stride() == other.stride()
+
+
+def test_weights_that_are_converted_are_folded_anew(layers: tuple[Folded, nn.Module, Callable[..., Tensor]]) -> None:
+    kept, plain, call = layers
+    x = inputs()
+    call(kept, x)
+    for layer in (kept, plain):
+        layer.double()
+    fine, embedding = FINE.double(), EMBEDDING.double()
+    arguments = (x.double(), embedding, fine)[: 1 + 2 * isinstance(kept, WaveletUp) + isinstance(kept, WaveletDown)]
+    assert torch.equal(kept(*arguments), plain(*arguments))
+
+
+def test_what_was_kept_in_inference_mode_serves_gradients_too(
+    layers: tuple[Folded, nn.Module, Callable[..., Tensor]],
+) -> None:
+    kept, plain, call = layers
+    kept.requires_grad_(False)
+    with torch.inference_mode():
+        call(kept, inputs())
+    x = inputs().requires_grad_()
+    (own,), (other,) = (torch.autograd.grad(call(layer, x).square().sum(), x) for layer in (kept, plain))
+    torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-6)
+
+
+def test_training_sees_weights_as_they_are() -> None:
+    layer = Conv3x3(CHANNELS, 5)
+    x = inputs()
+    before = layer(x)
+    with torch.no_grad():
+        layer.weight.add_(1)
+    assert not torch.allclose(layer(x), before)
