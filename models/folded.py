@@ -17,7 +17,7 @@ class Folded(nn.Module):
 
     def folded(self, x: Tensor, fold: Callable[[], Filters]) -> Filters:
         """The filters that ``fold`` makes for inputs like x [B,C,H,W], where they are kept once for all of them."""
-        if self.kept is None:
+        if self.kept is None or torch.compiler.is_compiling():  # a graph holds the weights themselves
             return fold()
         kind = x.device.type
         cast = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
