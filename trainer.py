@@ -25,6 +25,7 @@ from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.beginning import going_on, require_curriculum, require_no_autoencoder, require_startable, taken_over
 from configs.cli import as_text, differences, from_dict, to_dict
+from configs.data_cfg import FolderSource
 from configs.diffusion_cfg import Stage2Cfg
 from configs.run_folder import (
     choose_run_dir,
@@ -39,6 +40,7 @@ from configs.shipped import checkpoint_path
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import write_text
 from data.datasets import to_tensor
+from data.folder import find_folder
 from data.latent_file import keep_latents, latents_key, read_latents
 from data.masks import DataError
 from data.module import MaskDataModule
@@ -262,16 +264,23 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
 
 
 def find_autoencoder(cfg: Stage2Cfg) -> Path:
-    """The newest complete stage-1 checkpoint of the same data, or the one that ``cfg.autoencoder`` names."""
+    """The newest complete stage-1 checkpoint of the same data, or the one that ``cfg.autoencoder`` names.
+
+    Raises:
+        CheckpointError: there is none.
+        DataError: nor is there the folder of the data.
+    """
     if cfg.autoencoder != "auto":
         return Path(cfg.autoencoder)
     wanted = data_fingerprint(cfg.data)
     newest = newest_complete(cfg.train.runs, "autoencoder", wanted)
     if newest is None:
+        if isinstance(cfg.data.source, FolderSource):
+            find_folder(cfg.data.source.train, "--data.source.train")
         raise CheckpointError(
             Path(cfg.train.runs), f"holds no complete stage-1 training of the data set {wanted}",
             "make one with: bash scripts/train_stage_1.sh PRESET (the same preset and data as this stage 2), "
-            "or name one with --autoencoder PATH",
+            "name one with --autoencoder PATH, or begin with a model that has one, such as --init icons (64 pixels)",
         )
     return newest
 

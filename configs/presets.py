@@ -176,7 +176,7 @@ def stage2_geometry() -> Stage2Cfg:
 
 
 def stage2_geometry_reader() -> Stage2Cfg:
-    """A reader for the model geometry, which stays as it is (name yours with --init): 17 minutes on two
+    """A reader for the model geometry, which stays as it is (name yours with --init): 16 minutes on two
     cores."""
     return replace(
         stage2_geometry(),

@@ -172,7 +172,8 @@ def read_folder(folder: str, option: str, default_prompt: str, cfg: DataCfg, rep
     if not images and not bad_captions:
         why = f" ({'; '.join(notes)})" if notes else ""
         raise DataError(
-            f"the folder {shown(folder)!r} holds no image{why}; put files there ({_sought()}) or set {option}"
+            f"the folder {shown(folder)!r} holds no image{why}; put files there ({_sought()}), or name another one "
+            f"({option})"
         )
     return read_listed(root, images, bad_captions, notes, cfg)
 
@@ -182,7 +183,8 @@ def find_folder(folder: str, option: str) -> Path:
     root = Path(os.path.abspath(os.path.expanduser(folder)))
     if not os.path.isdir(root):
         found = "is not a folder" if os.path.lexists(root) else "does not exist"
-        raise DataError(f"the folder {shown(folder)!r} {found}; put masks ({_sought()}) there or set {option}")
+        raise DataError(f"the folder {shown(folder)!r} {found}; put masks ({_sought()}) there, or name another "
+                        f"one ({option})")  # fmt: skip
     return root
 
 

@@ -37,13 +37,17 @@ class Geometry:
 WORDS = ((*COUNTS, NOTHING), SIZES, SHAPES, sum(PLACES, ()))
 """Of each property of Geometry, in its order."""
 _CAPTION = re.compile(
-    f"({'|'.join(COUNTS)}) ({'|'.join(SIZES)}) ({'|'.join(SHAPES)}) blobs?, ({'|'.join(sum(PLACES, ()))})"
+    f"({'|'.join(COUNTS)}) ({'|'.join(SIZES)}) ({'|'.join(SHAPES)}) blobs?,? ({'|'.join(sum(PLACES, ()))})"
 )
 
 
 def parse(caption: str) -> Geometry | None:
-    """The inverse of ``Geometry.caption``; None for any other text."""
-    if caption == NOTHING:
+    """The inverse of ``Geometry.caption``; None for any other text.
+
+    Capitals, a full stop at the end, a missing comma and "center" make no difference.
+    """
+    plain = " ".join(caption.lower().split()).removesuffix(".").replace("center", "centre")
+    if plain == NOTHING:
         return Geometry(NOTHING)
-    found = _CAPTION.fullmatch(caption)
+    found = _CAPTION.fullmatch(plain)
     return Geometry(*found.groups()) if found else None

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from configs.checks import first_line
+from configs.shipped import SHIPPED
 from configs.whole_file import file_hash
 from models.export import KEY, SUFFIX, read_export
 from models.parts import GROUPS, WEIGHTS, is_parts, read_about, read_whole, together
@@ -41,7 +42,8 @@ def read_checkpoint(path: str | Path, kind: str, make: str, only: str | None = N
         raise CheckpointError(path, "is an address, and checkpoints are read from files only", "download it first")
     path = Path(path)
     if not path.exists():
-        raise CheckpointError(path, "there is no such checkpoint", hint)
+        there = f"name {', '.join(SHIPPED)} or a last.ckpt of yours, or " if kind == "diffusion" else ""
+        raise CheckpointError(path, "there is no such checkpoint", there + hint)
     if path.is_dir() and not is_parts(path):
         raise CheckpointError(path, "is a folder, not a checkpoint file", f"name the .ckpt file inside it, or {hint}")
     exported = path.suffix == SUFFIX

@@ -18,8 +18,8 @@ def main(argv: list[str] | None = None) -> None:
             raise SystemExit(1)
 
 
-def check(cfg: CheckDataCfg) -> bool:
-    """Print what there is to say; answers whether a training can begin.
+def check(cfg: CheckDataCfg, option: str = "PATH") -> bool:
+    """Print what there is to say; answers whether a training can begin. ``option`` is what has named the folder.
 
     Raises:
         DataError: no such folder, or no image in it.
@@ -30,7 +30,7 @@ def check(cfg: CheckDataCfg) -> bool:
     from data.sources import split
     from models.text import TextEncoder
 
-    folders = {cfg.path: "PATH"} | ({cfg.test: "--test"} if cfg.test.strip() else {})
+    folders = {cfg.path: option} | ({cfg.test: "--test"} if cfg.test.strip() else {})
     read = {path: read_folder(path, option, cfg.default_prompt, cfg.data) for path, option in folders.items()}
     count_tokens = TextEncoder(cfg.text).count_tokens
     for path, found in read.items():

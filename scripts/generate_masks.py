@@ -7,6 +7,8 @@ Under torchrun, every process draws its share, and the files are the same.
 from __future__ import annotations
 
 import os
+import shlex
+import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -50,8 +52,11 @@ PROMPTS_KEPT = 1024
 
 
 def main(argv: list[str] | None = None) -> None:
-    cfg: GenerateCfg = parse(GenerateCfg, argv, "scripts/generate_masks.sh", "Turn prompts into mask files.")
+    words = sys.argv[1:] if argv is None else argv
     with refuse_kindly("generate_masks"):
+        if words and not words[0].startswith("-"):
+            raise ConfigError(f"{words[0]!r} is no option; a prompt goes after one: --prompt {shlex.quote(words[0])}")
+        cfg: GenerateCfg = parse(GenerateCfg, argv, "scripts/generate_masks.sh", "Turn prompts into mask files.")
         read_prompts(cfg)  # what can be refused is refused before seconds go into imports
         if launched()[1] == 1:
             output_folder(cfg)

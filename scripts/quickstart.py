@@ -48,7 +48,7 @@ def quickstart(cfg: QuickstartCfg) -> Path:
     out = free_folder(cfg.out)
     on_gpu = torch.cuda.is_available()
     print("== 1 of 4: the masks", flush=True)
-    if not check(CheckDataCfg(cfg.data, image_size=largest(on_gpu))):
+    if not check(CheckDataCfg(cfg.data, image_size=largest(on_gpu)), "--data"):
         raise ConfigError(f"{cfg.data} cannot be trained on: see above")
     stage_1, stage_2, prompts = choose(cfg, on_gpu)
     out.mkdir(parents=True, exist_ok=True)

@@ -104,7 +104,8 @@ def test_a_test_folder_is_read_too_and_copies_of_it_are_not_counted(
 
 @pytest.mark.parametrize(
     ("args", "code", "said"),
-    [(["none"], 2, "the folder 'none' does not exist"), (["none", "--max-bad", "2"], 2, "data.source.max_bad is 2.0"),
+    [(["none"], 2, "the folder 'none' does not exist"), (["none"], 2, "or name another one (PATH)"),
+     (["none", "--max-bad", "2"], 2, "data.source.max_bad is 2.0"),
      (["."], 1, "")],
 )  # fmt: skip
 def test_the_exit_code_tells_a_wrong_option_from_unusable_data(

@@ -260,7 +260,9 @@ def test_training_can_begin_with_a_models_weights(
 @pytest.mark.parametrize(("args", "said"), [
     (["--init", "icons"], "64-pixel images"),
     (["--init", "animals", "--autoencoder", "a.ckpt"], "brings its own autoencoder"),
-    (["--init", "missing.safetensors"], "there is no such checkpoint"),
+    (["--init", "missing.safetensors"], "there is no such checkpoint; name icons, animals, geometry or a last.ckpt"),
+    (["data.source:folder", "--data.source.train", "nope"], "the folder 'nope' does not exist"),
+    (["--train.runs", "nope"], "or begin with a model that has one, such as --init icons"),
 ])  # fmt: skip
 def test_a_model_that_cannot_begin_this_training_is_refused(
     args: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -325,6 +325,13 @@ def test_help_is_quick_and_imports_no_torch(command):
     assert time.perf_counter() - started < 5  # well under a second on an idle machine
 
 
+def test_a_prompt_without_its_option_is_told_where_it_goes(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["a heart"])
+    assert stop.value.code == 2
+    assert "'a heart' is no option; a prompt goes after one: --prompt 'a heart'" in capsys.readouterr().err
+
+
 def test_a_typo_gets_the_near_name(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["--checkpoint", "x", "--promt", "a cat"])

@@ -105,6 +105,14 @@ def test_every_caption_reads_back_and_other_texts_do_not() -> None:
         assert parse(text) is None
 
 
+@pytest.mark.parametrize("text", [
+    "Two small round blobs, centre", "two small round blobs, center.", "two  small round blobs centre",
+])  # fmt: skip
+def test_a_caption_may_be_written_as_people_write(text: str) -> None:
+    assert parse(text) == Geometry("two", "small", "round", "centre")
+    assert parse("Nothing.") == Geometry("nothing")
+
+
 def test_adherence_is_the_share_of_masks_with_each_word_right() -> None:
     drawn = masks(*[GOLDEN["two small round blobs, upper left"]] * 4, GOLDEN["nothing"])
     prompts = ["two small round blobs, upper left", "two large round blobs, top", "one small round blob, upper left",
