@@ -4,7 +4,9 @@ import numpy as np
 
 from data.fit import area_resize
 from data.masks import MaskSet
+from metrics.components import label
 from metrics.geometry import recaptioned
+from metrics.planes import SQUARE
 
 _RESIZE = 1.4  # at most so many times larger or smaller
 
@@ -25,15 +27,20 @@ def with_versions(masks: MaskSet, number: int, seed: int) -> MaskSet:
 
 
 def moved(mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """One version of a mask [H,W] of 0/1; an empty one stays."""
+    """One version of a mask [H,W] of 0/1, in as many pieces: what its drawn size would break is only moved. An empty
+    one stays."""
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return mask
     piece = mask[None, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     frame, size = np.array(mask.shape), np.array(piece.shape[1:])
     factor = np.exp(draw.uniform(-1, 1) * np.log(_RESIZE))
-    height, width = np.maximum(1, np.round(size * min(factor, (frame / size).min()))).astype(int)
+    sides = np.maximum(1, np.round(size * min(factor, (frame / size).min()))).astype(int)
+    resized = area_resize(piece, *sides)
+    if label(resized > 0, SQUARE)[1] != label(piece > 0, SQUARE)[1]:  # lines of a pixel break when they shrink
+        resized = piece
+    height, width = resized.shape[1:]
     y, x = (int(draw.integers(0, room + 1)) for room in frame - (height, width))
     version = np.zeros_like(mask)
-    version[y : y + height, x : x + width] = area_resize(piece, height, width)[0]
+    version[y : y + height, x : x + width] = resized[0]
     return version

@@ -51,6 +51,18 @@ def test_other_prompts_stay_and_the_draws_depend_on_the_seed() -> None:
     assert with_versions(masks, 1, 0) is masks
 
 
+def test_lines_of_a_pixel_do_not_break() -> None:
+    y, x = np.mgrid[:64, :64]
+    ring = np.abs(np.hypot(y - 31.5, x - 31.5) - 20) < 0.7
+    comb = (x % 4 == 0) & (y > 8) & (y < 50) | (y == 50) & (x % 64 < 61)
+    for thin in (ring.astype(np.uint8), comb.astype(np.uint8)):
+        draw = np.random.default_rng(0)
+        versions = np.stack([moved(thin, draw) for _ in range(60)])
+        assert [label(version[None] > 0, SQUARE)[1] for version in versions] == [label(thin[None] > 0, SQUARE)[1]] * 60
+        heights = {int(version.any(1).sum()) for version in versions}
+        assert len(heights) > 5  # what does not break is resized
+
+
 @pytest.mark.parametrize("shape", [(1, 32), (32, 1), (7, 19)])
 def test_a_mask_of_any_shape_has_versions(shape: tuple[int, int]) -> None:
     draw = np.random.default_rng(0)
