@@ -24,7 +24,7 @@ def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o666 & ~umask())  # mkstemp's files are for their owner alone
-        os.replace(name, path)
+        take_place(Path(name), path)
     except BaseException:
         with contextlib.suppress(OSError):
             os.unlink(name)
@@ -49,9 +49,22 @@ def same_file(source: Path, path: Path) -> None:
     except OSError:  # such as FAT
         write_whole(path, lambda file: file.write(source.read_bytes()))
         return
-    os.replace(link, path)
+    take_place(link, path)
     link.unlink(missing_ok=True)  # two names of one file are left as they are by replace
     _sync_folder(path.parent)
+
+
+def take_place(new: Path, path: Path) -> None:
+    """Give ``new``, a file or link beside ``path``, that name, whatever has it: also a folder, which the copy of a run
+    has where there was a link to one.
+    """
+    if not path.is_dir() or path.is_symlink():
+        os.replace(new, path)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{path.name}.", suffix=SUFFIX, dir=path.parent))
+    os.rename(path, aside)
+    os.replace(new, path)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def sweep(folder: Path) -> None:

@@ -18,13 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from configs.whole_file import PREFIX, SUFFIX, umask, write_whole
+from configs.whole_file import PREFIX, SUFFIX, take_place, umask, write_whole
 
 ABOUT = "about.pt"
 ENDING = ".parts"
 WEIGHTS = "state_dict."  # what names of weights begin with; other tensors are the optimiser's
 GROUPS = "optimizer_groups"  # the entry of ABOUT with the optimisers' parameter groups
 PARTS = "parts"  # the entry of ABOUT that lists files and tensors
+_OWN = re.compile(rf"(.+)-\d+-\d+{re.escape(ENDING)}")  # a folder that a link has named
 _NAME = re.compile(r"shard-\d+-model-\d+-of-\d+\.safetensors")
 
 
@@ -65,7 +66,8 @@ def is_parts(path: Path) -> bool:
 def write_parts(path: Path, tensors: Mapping[str, Tensor], rest: Mapping[str, Any], first: bool) -> None:
     """Called by all processes: ``tensors`` (shares of them, or the same everywhere) and plain values ``rest``.
 
-    ``path`` becomes a link to a new folder beside it, once that is whole; folders that no link names are then removed.
+    ``path`` becomes a link to a new folder beside it, once that is whole; those of earlier calls that no link names are
+    then removed.
     ``first`` is True in process 0.
 
     Raises:
@@ -113,9 +115,10 @@ def _finish(folder: Path, path: Path, shapes: Mapping[str, tuple[int, ...]], res
         number += 1
     os.rename(folder, named)
     point(path, named.name)
-    wanted = {os.readlink(link) for link in path.parent.iterdir() if link.is_symlink()}
+    links = {link.stem: os.readlink(link) for link in path.parent.iterdir() if link.is_symlink()}
     for old in path.parent.glob(f"*{ENDING}"):
-        if old.name not in wanted:
+        own = _OWN.fullmatch(old.name)
+        if own and own[1] in links and old.name not in links.values():
             shutil.rmtree(old, ignore_errors=True)
     return named.name
 
@@ -125,7 +128,7 @@ def point(path: Path, target: str) -> None:
     link = path.with_name(f"{PREFIX}{path.name}.link{SUFFIX}")
     link.unlink(missing_ok=True)
     link.symlink_to(target)
-    os.replace(link, path)
+    take_place(link, path)
 
 
 def read_about(folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from torch import nn
 
 from configs.checks import ConfigError
 from configs.trainer_cfg import OptimCfg, TrainerCfg
-from configs.whole_file import same_file, sweep
+from configs.whole_file import same_file, sweep, write_text
 from models import parts
 from models.checkpoint import CheckpointError, describe, read_checkpoint
 from models.export import KEY
@@ -24,6 +25,7 @@ TENSORS = {"state_dict.net.a": torch.arange(6.0).reshape(2, 3), "state_dict.auto
 
 
 def write(path: Path, step: int = 1, **changes: torch.Tensor) -> Path:
+    path.parent.mkdir(exist_ok=True)
     about = {KEY: describe("diffusion", {}, complete=True, data="x"), "global_step": step, parts.GROUPS: []}
     parts.write_parts(path, TENSORS | changes, about, first=True)
     return path
@@ -53,6 +55,33 @@ def test_a_file_gives_way_to_a_folder(tmp_path: Path) -> None:
     path = tmp_path / "last.ckpt"
     path.write_bytes(b"one file")
     assert read(write(path))["global_step"] == 1
+
+
+def test_a_copy_of_a_run_with_folders_in_the_place_of_links_goes_on(tmp_path: Path) -> None:
+    write(tmp_path / "run" / "last.ckpt")
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")  # follows links
+    last, best = tmp_path / "copy" / "last.ckpt", tmp_path / "copy" / "best.ckpt"
+    assert last.is_dir()
+    assert not last.is_symlink()
+    assert read(write(last, 2))["global_step"] == 2
+    shutil.copytree(last, best)
+    same_file(last, best)
+    assert read(best)["global_step"] == 2
+    best.unlink()
+    shutil.copytree(last, best)
+    write_text(best, "one file")
+    assert best.is_file()
+    assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt", "last-2-1.parts"}
+
+
+def test_a_backup_beside_them_stays(tmp_path: Path) -> None:
+    path = write(tmp_path / "last.ckpt")
+    for name in ("backup-of-step-1.parts", "mine-1-1.parts"):
+        shutil.copytree(path, tmp_path / name)
+    write(path, 2)
+    assert {file.name for file in tmp_path.glob("*.parts")} == {
+        "last-2-1.parts", "backup-of-step-1.parts", "mine-1-1.parts"
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("broken", ["write", "finish"])
