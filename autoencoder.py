@@ -40,8 +40,9 @@ RECONSTRUCTION: dict[type, Callable[[Any, Tensor, Tensor], Tensor]] = {
 # regulariser config -> (posterior, number of pixels) -> scalar
 REGULARISERS: dict[type, Callable[[Any, Posterior, int], Tensor]] = {
     KLCfg: lambda cfg, posterior, pixels: cfg.weight * kl_divergence(posterior).mean() / pixels,
-    VarianceExpansionCfg: lambda cfg, posterior, pixels: cfg.weight
-    * variance_expansion(posterior, cfg.delta, cfg.bound / cfg.weight if cfg.weight else 0.0),
+    VarianceExpansionCfg: lambda cfg, posterior, pixels: variance_expansion(
+        posterior, cfg.weight, cfg.delta, cfg.bound
+    ),
 }
 
 

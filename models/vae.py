@@ -97,7 +97,7 @@ def kl_divergence(posterior: Posterior) -> Tensor:
     return 0.5 * (mean.square() + logvar.exp() - 1 - logvar).flatten(1).sum(1)
 
 
-def variance_expansion(posterior: Posterior, delta: float, bound: float) -> Tensor:
-    """mean of 1/(variance + delta), plus bound * mean of exp(|mean| - 1) -> scalar."""
+def variance_expansion(posterior: Posterior, weight: float, delta: float, bound: float) -> Tensor:
+    """weight * mean of 1/(variance + delta), plus bound * mean of exp(|mean| - 1) -> scalar."""
     reward = 1 / (posterior.logvar.exp() + delta)
-    return reward.mean() + bound * (posterior.mean.abs().clamp_max(50.0) - 1).exp().mean()
+    return weight * reward.mean() + bound * (posterior.mean.abs().clamp_max(50.0) - 1).exp().mean()

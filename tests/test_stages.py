@@ -111,6 +111,8 @@ def test_regularisers_and_the_plain_loss_are_their_formulas() -> None:
     assert float(kl) == pytest.approx(0.1 * 48 * 0.5 * (4 + 3 - 1 - math.log(3)) / 1024)
     cfg = VarianceExpansionCfg(weight=0.02, delta=1.0, bound=0.3)
     assert float(REGULARISERS[VarianceExpansionCfg](cfg, posterior, 1024)) == pytest.approx(0.02 / 4 + 0.3 * math.e)
+    bound_alone = replace(cfg, weight=0.0)
+    assert float(REGULARISERS[VarianceExpansionCfg](bound_alone, posterior, 1024)) == pytest.approx(0.3 * math.e)
     logits, x = torch.tensor([0.0, 0.0]), torch.tensor([1.0, 0.2])
     assert float(RECONSTRUCTION[L1LossCfg](L1LossCfg(), logits, x)) == pytest.approx(0.4)
 
