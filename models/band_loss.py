@@ -10,7 +10,7 @@ Weights sum to 1: an error that is white noise costs its variance under each of 
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from configs.checks import ConfigError
 from models.wavelet import haar
@@ -19,6 +19,14 @@ Weighting = Literal["parseval", "uniform", "hf", "whiten"]
 SLOPE = 1.0  # of "hf": a level coarser, 2^-SLOPE times the weight per coefficient
 MEMORY = 0.99  # of the running variances
 FLOOR = 1e-4
+
+
+def over_processes(value: Tensor) -> Tensor:
+    """The mean of what all processes of a training have, in each of them; their batches are equally large."""
+    if not distributed.is_available() or not distributed.is_initialized():
+        return value
+    distributed.all_reduce(value)
+    return value / distributed.get_world_size()
 
 
 class BandLoss(nn.Module):
@@ -55,7 +63,7 @@ class BandLoss(nn.Module):
         weights = self.weights
         if self.weighting == "whiten":
             if self.training:
-                self.variance.lerp_(self.powers(wanted.detach()).mean(0).to(self.variance), 1 - MEMORY)
+                self.variance.lerp_(over_processes(self.powers(wanted.detach()).mean(0)).to(self.variance), 1 - MEMORY)
             weights = 1 / (self.variance + FLOOR)
             weights = weights / weights.sum()
         return self.powers(answer - wanted) @ weights.to(answer.dtype)

@@ -31,6 +31,18 @@ def test_white_errors_cost_their_variance_under_all_weights(weighting: Weighting
     assert loss.mean().item() == pytest.approx(4, abs=5 * 4 * (2 / 16) ** 0.5 / 20_000**0.5)
 
 
+def test_all_processes_whiten_by_what_all_of_them_saw(monkeypatch: pytest.MonkeyPatch) -> None:
+    answer, wanted = pair()
+    other = 3 * wanted.flip(2)  # the batch of a second process
+    joint, own = BandLoss(SHAPE, 2, "whiten"), BandLoss(SHAPE, 2, "whiten")
+    joint(torch.cat([answer, answer]), torch.cat([wanted, other]))
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda value: value.add_(own.powers(other).mean(0)))
+    own(answer, wanted)
+    torch.testing.assert_close(own.variance, joint.variance)
+
+
 @pytest.mark.parametrize(("band", "level"), [(0, 2), (1, 2), (3, 2), (2, 1)])
 def test_an_error_in_one_band_costs_that_bands_weight(band: int, level: int) -> None:
     loss = BandLoss(SHAPE, 2, "uniform")
