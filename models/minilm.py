@@ -26,6 +26,7 @@ class Bert(nn.Module):
         cfg = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         width, eps = cfg["hidden_size"], cfg["layer_norm_eps"]
         self.features: int = width
+        self.most: int = cfg["max_position_embeddings"]
         with torch.random.fork_rng(devices=[]):  # whoever loads this encoder goes on with the same random numbers
             self._build(cfg, width, eps)
         self.load_state_dict(renamed(load_file(folder / "model.safetensors")), assign=True)

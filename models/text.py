@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configs.checks import first_line
+from configs.checks import ConfigError, first_line
 from configs.diffusion_cfg import TextCfg
 from models.minilm import Bert
 
@@ -141,6 +142,9 @@ class TextEncoder:
         self.padded = False  # one shape for all batches, for networks that are compiled or recorded
         self._warned = False
         self.model = _load_encoder(locate_encoder(cfg.encoder), cfg.encoder in PACKAGED)
+        if cfg.max_tokens > self.model.most:
+            raise ConfigError(f"text.max_tokens is {cfg.max_tokens}, but the encoder {cfg.encoder!r} reads at most "
+                              f"{self.model.most}: ask for no more")  # fmt: skip
         self.features: int = self.model.features
         self.states = self._nothing()
 
@@ -172,7 +176,7 @@ class TextEncoder:
         return Condition(self.states[rows].float(), keep)
 
     def _forget(self, room: int) -> None:
-        """Keep so many prompts, those that were read last. Their rows of states lie in the order of the cache."""
+        """Keep so many prompts, those that were met last. Their rows of states lie in the order of the cache."""
         kept = dict(list(self.cache.items())[max(0, len(self.cache) - room) :])
         first = next(iter(kept.values()))[0] if kept else len(self.states)
         self.states = torch.cat([self.states[:1], self.states[first:]])
@@ -245,6 +249,8 @@ class Pretrained:
         model = model.get_encoder() if getattr(model.config, "is_encoder_decoder", False) else model  # T5
         self.model = model.eval().requires_grad_(False)
         self.features: int = model.config.hidden_size
+        places = getattr(model.config, "max_position_embeddings", None)  # T5 has none to run out of
+        self.most: int = min(places, self.tokenizer.model_max_length) if places else sys.maxsize
 
     def tokens(self, text: str, most: int | None = None) -> list[int]:
         """Token numbers of a text with those that mark its ends, ``most`` at most."""

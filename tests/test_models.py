@@ -313,6 +313,13 @@ def test_long_prompts_are_cut_with_a_warning() -> None:
     assert cond.keep.sum() == 8
 
 
+def test_no_more_tokens_than_the_encoder_has_places_for() -> None:
+    many = TextEncoder(TextCfg(max_tokens=512))(["1 2 3 4 5 6 7 8 9 " * 100])
+    assert many.keep.sum() == 512
+    with pytest.raises(ConfigError, match=r"text\.max_tokens is 513, .* reads at most 512"):
+        TextEncoder(TextCfg(max_tokens=513))
+
+
 def test_prompts_mean_the_same_when_most_are_forgotten(encoder: TextEncoder) -> None:
     forgetful = TextEncoder(TextCfg(max_tokens=8), cache_size=2)
     for prompts in (["a cat", "", "a dog"], ["a bird on a tree", "a cat"], ["", ""], ["a dog", "a dog", "a cat"]):
@@ -509,6 +516,7 @@ def test_other_text_encoders_load_from_a_local_folder(tmp_path: object, kind: st
     tokenizer.save_pretrained(str(tmp_path))
     model.save_pretrained(str(tmp_path))
     encoder = TextEncoder(TextCfg(encoder=str(tmp_path), max_tokens=8))
+    assert (encoder.model.most > 10**6) == (kind == "t5")  # whose attention goes by distances
     cond = encoder(["a cat", "", "a cat on a mat"])
     assert encoder.features == 24
     assert cond.keep.sum(1).tolist() == [4, 0, 7]
