@@ -23,7 +23,14 @@ from tqdm import tqdm
 
 from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
-from configs.beginning import going_on, require_curriculum, require_no_autoencoder, require_startable, taken_over
+from configs.beginning import (
+    going_on,
+    require_attention,
+    require_curriculum,
+    require_no_autoencoder,
+    require_startable,
+    taken_over,
+)
 from configs.cli import as_text, differences, from_dict, to_dict
 from configs.data_cfg import FolderSource
 from configs.diffusion_cfg import Stage2Cfg
@@ -382,6 +389,8 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
         require_curriculum(cfg)
         cfg, source = take_over(cfg)
         autoencoder = checked_autoencoder(cfg, source)
+        if source is None:
+            require_attention(cfg.backbone, autoencoder.latent_shape[-1])
     elif resume.nothing_to_do(cfg.train):
         return resume.path.parent
     else:
@@ -402,8 +411,9 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     monitor, mode = ("val/loss", "min") if not cfg.reader.only else ("val/as_asked", "max")
     if cfg.train.quality and cfg.data.channels == 1 and min(len(data.as_read), len(data.val_set)) > 1:
         train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.as_read, data.val_set))
-        extra.append(QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir))
-        monitor, mode = "val/frechet_1", "min"
+        quality = QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir)
+        extra.append(quality)
+        monitor, mode = quality.chosen(module), "min"
     build = partial(build_trainer, cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, extra)
     fit(build, module, data, resume, run_dir, "diffusion")
     return run_dir

@@ -50,7 +50,7 @@ class UNetCfg(BackboneCfg):
     blocks: int = 2
     """Residual blocks per level on the way down (one more on the way up)."""
     attention_sizes: tuple[int, ...] = (4, 8, 16)
-    """Latent sizes at which the blocks attend to each other and to the prompt."""
+    """Latent sizes at which the blocks attend to each other and to the prompt; a training wants one that there is."""
     resample: Literal["wavelet", "conv"] = "wavelet"
     """wavelet: Haar bands; conv: ordinary convolutions in their place, for comparison."""
     gate: Literal["concat", "sum"] = "concat"

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+from configs.backbone_cfg import BackboneCfg, UNetCfg
 from configs.checks import ConfigError, require
 from configs.diffusion_cfg import Stage2Cfg
 from configs.sampler_cfg import FlowMapCfg, TrajectoryCfg
@@ -13,6 +14,21 @@ def require_curriculum(cfg: Stage2Cfg) -> None:
         raise ConfigError(f"sampler.curriculum is {cfg.sampler.curriculum:g}, but no steps are learned before "
                           f"sampler.begin ({cfg.sampler.begin:g}), so that it would change nothing: set it above that, "
                           "or to 0")  # fmt: skip
+
+
+def require_attention(backbone: BackboneCfg, side: int) -> None:
+    """Raises ConfigError where a UNet should attend at some sizes and its latents, of ``side`` at first, have none of
+    them; a config that is only read may say so."""
+    if not isinstance(backbone, UNetCfg):
+        return
+    sides = [side // 2**level for level in range(len(backbone.multipliers))]
+    if backbone.attention_sizes and not set(sides) & set(backbone.attention_sizes):
+        asked, there = (", ".join(map(str, sizes)) for sizes in (backbone.attention_sizes, sides))
+        near = [size for size in sides if size <= max(backbone.attention_sizes)] or sides[-1:]
+        raise ConfigError(
+            f"backbone.attention_sizes is {asked}, but this network's latents have the sides {there}, so that nothing "
+            f"would attend to the prompt: add --backbone.attention-sizes {' '.join(map(str, near))}"
+        )
 
 
 def require_startable(cfg: Stage2Cfg) -> None:

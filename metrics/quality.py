@@ -1,5 +1,6 @@
 """The quality of samples while training: distance, prompt accuracy and memorisation at each validation."""
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,11 @@ class QualityMonitor(Drawing):
         self.yardstick: Yardstick | None = None
         self.ready = False
         self.began, self.spent = time.monotonic(), 0.0
+
+    def chosen(self, module: Any) -> str:
+        """What is logged of the best checkpoint: the distance in about as many steps as the model takes by itself."""
+        own = module.sampler.cfg.steps
+        return f"val/frechet_{min(self.counts(module), key=lambda steps: abs(math.log(steps / own)))}"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self.began, self.spent = time.monotonic(), 0.0

@@ -20,8 +20,8 @@ import torch
 from PIL import Image
 
 from configs import shipped
-from configs.backbone_cfg import UNetCfg
-from configs.beginning import require_curriculum
+from configs.backbone_cfg import DiTCfg, UNetCfg
+from configs.beginning import require_attention, require_curriculum
 from configs.checks import ConfigError
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
@@ -76,6 +76,21 @@ JUMPS = TrajectoryCfg(train_guidance=2.0, jumps_from=0.0)
 def test_a_teacher_that_knows_nothing_of_what_it_is_asked_for_is_refused(cfg: Stage2Cfg, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
         take_over(cfg)
+
+
+@pytest.mark.parametrize(("side", "multipliers", "sizes", "near"), [
+    (12, (1, 2, 2), (4, 8, 16), "12 6 3"), (24, (1, 2), (4, 8, 16), "12"), (24, (1,), (4, 8, 16), "24"),
+])  # fmt: skip
+def test_a_network_that_would_attend_nowhere_is_refused(
+    side: int, multipliers: tuple[int, ...], sizes: tuple[int, ...], near: str
+) -> None:
+    cfg = UNetCfg(width=32, multipliers=multipliers, attention_sizes=sizes)
+    with pytest.raises(ConfigError, match=rf"attention_sizes is 4, 8, 16, .* --backbone.attention-sizes {near}$"):
+        require_attention(cfg, side)
+    named = replace(cfg, attention_sizes=tuple(int(size) for size in near.split()))
+    for fitting in (named, replace(cfg, attention_sizes=()), DiTCfg()):
+        require_attention(fitting, side)
+    require_attention(cfg, 16)
 
 
 def test_a_curriculum_that_ends_before_steps_are_learned_is_refused() -> None:

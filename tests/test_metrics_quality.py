@@ -8,7 +8,7 @@ import pytest
 import torch
 from test_metrics_evaluate import Same, bars
 
-from configs.sampler_cfg import DDIMCfg, ShortcutCfg
+from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, SamplerCfg, ShortcutCfg
 from metrics.callbacks import Drawing
 from metrics.classifier import MaskClassifier, save_classifier
 from metrics.judge import forget_other
@@ -21,6 +21,14 @@ def test_a_diffusion_network_is_drawn_in_no_more_steps_than_it_has() -> None:
     assert Drawing((1, 4, 32)).counts(module) == [1, 4]
     module.sampler = build_sampler(ShortcutCfg())
     assert Drawing((1, 4, 32)).counts(module) == [1, 4, 32]
+
+
+@pytest.mark.parametrize(("cfg", "steps"), [
+    (ShortcutCfg(), 1), (FlowCfg(), 32), (DDIMCfg(timesteps=8, steps=8), 4), (ShortcutCfg(steps=3), 4), (DDPMCfg(), 32),
+])  # fmt: skip
+def test_the_best_checkpoint_is_that_of_the_steps_that_the_model_takes(cfg: SamplerCfg, steps: int) -> None:
+    monitor = QualityMonitor(*[Prompted(torch.zeros(0), [])] * 2, 32, 0, Path())
+    assert monitor.chosen(SimpleNamespace(sampler=build_sampler(cfg))) == f"val/frechet_{steps}"
 
 
 def test_noise_that_a_sampler_adds_is_the_same_at_every_validation_and_moves_no_other_stream() -> None:
