@@ -3,5 +3,8 @@
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/root.sh"
 bash scripts/setup.sh
-bash scripts/setup.sh --demo
+case " $* " in
+  *" --help "* | *" -h "*) ;; # needs no page
+  *) bash scripts/setup.sh --demo ;;
+esac
 exec .venv/bin/python -m scripts.demo "$@"

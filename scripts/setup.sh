@@ -11,6 +11,7 @@ case "${1:-}" in
 esac
 
 if [ -f "$stamp" ] && cmp -s "$wanted" "$stamp"; then
+  [ -z "${PIP_ARGS:-}" ] || echo "setup: .venv is complete, so PIP_ARGS changes nothing; to install anew, remove .venv" >&2
   exit 0
 fi
 if .venv/bin/python -c '' 2>/dev/null; then

@@ -137,7 +137,7 @@ def test_the_lines_of_the_page_take_label_images_apart(tmp_path: Path, monkeypat
     exec(examples("own-data.md")[0], {})
     made = {path.name: read_mask(path) for path in sorted((tmp_path / "my_masks").iterdir())}
     assert {name: (mask.shape, mask.sum()) for name, mask in made.items()} == {
-        "field-1.png": ((8, 10), 23), "field-2.png": ((7, 8), 12), "field-300.png": ((9, 6), 10),
+        "field-1.png": ((128, 128), 23), "field-2.png": ((128, 128), 12), "field-300.png": ((128, 128), 10),
     }
 
 
