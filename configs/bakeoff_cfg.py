@@ -47,4 +47,6 @@ class BakeoffCfg:
         one_of("equal", self.equal, ("time", "samples"))
         one_of("features", self.features, ("auto", "imagenet"))
         require(len(self.seeds) > 0, "seeds", self.seeds, "one or more numbers, such as 0 1 2")
+        require(self.num != 1, "num", self.num, "0 (as many as are held out) or at least 2")
+        require(len(self.eval_steps) > 0, "eval_steps", self.eval_steps, "one or more numbers, such as 1 4 32")
         check_steps(self.eval_steps)

@@ -52,7 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         try:
             run_all(jobs, costs, cfg, out)
         except KeyboardInterrupt:
-            raise ConfigError("stopped; the same command goes on from here") from None
+            print("bakeoff: stopped; the same command goes on from here", file=sys.stderr)
+            raise SystemExit(130) from None
         print(f"\n{report(jobs, costs, out)}\n\nfigure: {out / 'results.png'}")
 
 
@@ -166,18 +167,31 @@ def all_jobs(
 
 
 def run_all(jobs: list[Job], costs: dict[str, float], cfg: BakeoffCfg, out: Path) -> None:
-    """Do what is not done yet; table and figure grow with each training."""
+    """Do what is not done yet; table and figure grow with each training.
+
+    Raises ConfigError for the first training that failed, after all others. Once stopped, none begins any more.
+    """
     for job in jobs:
         write_job(job.folder, job.about)
     waiting = [job for job in jobs if not (job.folder / "done").exists()]
     print(f"{len(jobs) - len(waiting)} of {len(jobs)} trainings are done", flush=True)
+    failed: list[ConfigError] = []
     with ThreadPoolExecutor(cfg.workers) as pool:
         running = {pool.submit(worker, job.folder, cfg.threads): job for job in waiting}
-        for number, future in enumerate(as_completed(running), 1):
-            future.result()
-            job = running[future]
-            print(f"{number} of {len(waiting)}: {job.name}, seed {job.seed}", flush=True)
-            report(jobs, costs, out)
+        try:
+            for number, future in enumerate(as_completed(running), 1):
+                try:
+                    future.result()
+                except ConfigError as reason:
+                    failed.append(reason)
+                job, how = running[future], " failed" if future.exception() else ""
+                print(f"{number} of {len(waiting)}: {job.name}, seed {job.seed}{how}", flush=True)
+                report(jobs, costs, out)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    if failed:
+        raise failed[0]
 
 
 def report(jobs: list[Job], costs: dict[str, float], out: Path) -> str:

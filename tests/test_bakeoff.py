@@ -5,6 +5,7 @@ import json
 import os
 from dataclasses import replace
 from pathlib import Path
+from threading import Event, Timer
 from typing import Any
 
 import pytest
@@ -150,8 +151,48 @@ def test_unknown_plans_and_entrants_are_refused(
     assert sentence in capsys.readouterr().err
 
 
+def some_jobs(tmp_path: Path) -> list[bakeoff.Job]:
+    return [bakeoff.Job(name, 0, tmp_path / name, {"stage": 2}) for name in "abc"]
+
+
+def test_a_training_that_fails_keeps_none_of_the_others_from_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def work(folder: Path, threads: int) -> None:
+        if folder.name == "a":
+            raise ConfigError("a ended with exit code 1")
+        judged(folder, 0, 3.0)
+
+    monkeypatch.setattr(bakeoff, "worker", work)
+    with pytest.raises(ConfigError, match="a ended"):
+        bakeoff.run_all(some_jobs(tmp_path), dict.fromkeys("abc", 1.0), BakeoffCfg(), tmp_path)
+    assert {row["name"] for row in json.loads((tmp_path / "results.json").read_text())} == {"b", "c"}
+
+
+def test_nothing_begins_any_more_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began: list[str] = []
+    stopped = Event()
+
+    def work(folder: Path, threads: int) -> None:
+        began.append(folder.name)
+        stopped.wait(10)
+
+    def interrupted(_: object) -> object:
+        Timer(0.3, stopped.set).start()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bakeoff, "worker", work)
+    monkeypatch.setattr(bakeoff, "as_completed", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        bakeoff.run_all(some_jobs(tmp_path), dict.fromkeys("abc", 1.0), BakeoffCfg(), tmp_path)
+    assert began == ["a"]
+
+
 def test_settings_of_a_bakeoff_are_checked() -> None:
-    for wrong in ({"steps": 0}, {"workers": 0}, {"seeds": ()}, {"equal": "luck"}, {"eval_steps": (0,)}):
+    for wrong in (
+        {"steps": 0}, {"workers": 0}, {"seeds": ()}, {"equal": "luck"}, {"eval_steps": (0,)}, {"eval_steps": ()},
+        {"num": 1},
+    ):  # fmt: skip
         with pytest.raises(ConfigError):
             BakeoffCfg(**wrong)  # type: ignore[arg-type]  # the point
 
