@@ -30,10 +30,10 @@ def check(cfg: CheckDataCfg, option: str = "PATH") -> bool:
     from data.sources import split
     from models.text import TextEncoder
 
-    folders = {cfg.path: option} | ({cfg.test: "--test"} if cfg.test.strip() else {})
-    read = {path: read_folder(path, option, cfg.default_prompt, cfg.data) for path, option in folders.items()}
+    folders = [(cfg.path, option), *([(cfg.test, "--test")] if cfg.test.strip() else [])]
+    read = [(path, read_folder(path, named, cfg.default_prompt, cfg.data)) for path, named in folders]
     count_tokens = TextEncoder(cfg.text).count_tokens
-    for path, found in read.items():
+    for path, found in read:
         print(f"{path}:")
         for title, entries in (
             ("bad captions", found.bad_captions), ("bad images", found.bad_images), ("warnings", found.notes)
@@ -44,7 +44,7 @@ def check(cfg: CheckDataCfg, option: str = "PATH") -> bool:
             print(f"  {title:12}{text}")
     try:
         with warnings.catch_warnings(record=True):  # all of them are listed above, but copies of test masks
-            train, *test = [found.usable(cfg.max_bad) for found in read.values()]
+            train, *test = [found.usable(cfg.max_bad) for _, found in read]
         train, held_out = split(train, test[0] if test else None, cfg.data.val_fraction)
     except DataError as reason:
         print(f"training would fail: {reason}")

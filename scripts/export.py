@@ -44,6 +44,7 @@ def export(cfg: ExportCfg) -> Path:
     content = read_checkpoint(source, "diffusion", MAKE)
     if not content[KEY]["complete"]:
         print(f"warning: the training of {source} was not finished", file=sys.stderr)
+    told_in(out).unlink(missing_ok=True)  # it tells the hash of the file that is replaced, which none after it has
     about = export_weights(content, out, cfg) if cfg.format == "safetensors" else export_graph(source, out, cfg)
     write_text(told_in(out), json.dumps(about, indent=2) + "\n")
     return out
@@ -76,6 +77,8 @@ def export_graph(source: Path, out: Path, cfg: ExportCfg) -> dict[str, Any]:
 
     module = load_mask_model(source)
     told = write_graph(module, out, cfg.steps)
+    if module.reader is not None:
+        print("not in the graph: the reader, which corrects masks of captions of geometry here")
     print(f"largest difference from the model: {told['largest_error']:.1e} of a probability")
     for rows, times in told["milliseconds"].items():
         spoken = ", ".join(f"{name} {ms} ms" for name, ms in times.items())

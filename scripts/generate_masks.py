@@ -85,7 +85,8 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
     calls this with the same config. No more than a few batches are held in memory.
 
     Raises:
-        ConfigError: a file that cannot be written, or another generation at work in the folder.
+        ConfigError: another generation is at work in the folder.
+        MaskFileError: a mask that cannot be written.
         FileExistsError: a folder that is already in use.
         Other errors: as ``planned``.
     """
@@ -126,7 +127,7 @@ def generate_to_folder(module: Any, cfg: GenerateCfg, ranks: Ranks | None = None
 def draw_share(
     module: Any, plan: Plan, ways: list[Recipe], device: Any, out: Path, cfg: GenerateCfg, ranks: Ranks
 ) -> None:
-    """Draw and write this process's masks of a plan. Raises ConfigError where one cannot be written.
+    """Draw and write this process's masks of a plan. Raises MaskFileError where one cannot be written.
 
     On a CPU a few batches are drawn at a time: the layers of a small network are too short for many threads to share,
     and each has to wait for the slowest.

@@ -46,6 +46,8 @@ def take(cfg: ImportCfg, name: str) -> Path:
     from metrics.reconstruction import iou
     from models.imported_vae import ImportedVAE
 
+    if cfg.run_dir and (Path(cfg.run_dir) / "last.ckpt").exists():
+        raise ConfigError(f"run_dir is {cfg.run_dir!r}, which already holds a training: name another folder")
     net = read(cfg.vae)
     module = AutoencoderModule(stage_1(net, cfg), data_fingerprint(cfg.data)).eval().requires_grad_(False)
     for vae in (module.vae, module.average):

@@ -32,6 +32,10 @@ PLAN = ".manifest.jsonl.part"  # the manifest until every file that it lists is 
 NO_PLAN_YET = {LOCK, f"{PLAN}.new"}  # what a generation leaves that is killed before it has a plan
 
 
+class MaskFileError(RuntimeError):
+    """A mask could not be written: the disk is full, or lost."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Every file of a generation as a function of its number, so that no list grows with the number of masks.
@@ -229,12 +233,12 @@ def png_content(pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> byt
 
 
 def write_png(path: Path, pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> None:
-    """Write ``png_content``. A file with this name is always whole. Raises ConfigError where it cannot be written."""
+    """Write ``png_content``. A file with this name is always whole. Raises MaskFileError where it cannot be written."""
     content = png_content(pixels, about, one_bit)
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(content)
         os.replace(part, path)
     except OSError as reason:
-        raise ConfigError(f"{path} cannot be written ({reason.strerror}): the masks so far are whole; mend that and go "
-                          "on with --resume True") from None  # fmt: skip
+        raise MaskFileError(f"{path} cannot be written ({reason.strerror}): the masks so far are whole; mend that and "
+                            "go on with --resume True") from None  # fmt: skip

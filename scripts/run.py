@@ -13,7 +13,7 @@ MENDABLE_OS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirect
 MENDABLE = {  # by name: their modules take seconds to import
     "CheckpointError", "DataError", "DisagreementError", "MisconfigurationException", "SamplerMismatch",
 }  # fmt: skip
-ON_THE_WAY = {"SaveError", "NonFiniteError", "LostProcessError"}
+ON_THE_WAY = {"SaveError", "NonFiniteError", "LostProcessError", "MaskFileError"}
 OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError"}
 SMALLER = "try a smaller --data.batch-size (with --train.accumulate for the same step) or --train.precision bf16-mixed"
 

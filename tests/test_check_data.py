@@ -93,6 +93,15 @@ def test_it_says_no_where_training_raises(kind: str, tmp_path: Path, capsys: pyt
         assert f"training would fail: {caught.value}" in told
 
 
+def test_a_test_folder_that_is_the_training_folder_is_told_as_a_training_would(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_masks(tmp_path, 8)
+    with pytest.raises(SystemExit, match="1"):
+        main([str(tmp_path), "--test", str(tmp_path), "--image-size", "8"])
+    assert "training would fail: all 8 training masks are also in the test set" in capsys.readouterr().out
+
+
 def test_a_test_folder_is_read_too_and_copies_of_it_are_not_counted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

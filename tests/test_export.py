@@ -124,6 +124,24 @@ def test_an_export_of_any_training_can_be_begun_with(tiny_diffusion: DiffusionMo
     assert load_diffusion(out).cfg == load_mask_model(out).cfg == replace(cfg, init="")
 
 
+def test_an_export_that_is_broken_off_leaves_no_hash_of_the_file_before(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model.safetensors"
+    words = ["--checkpoint", str(checkpoint), "--out", str(out)]
+    export(words)
+    told = out.with_suffix(".json").read_text()
+    out.with_suffix(".json").write_text(told.replace(json.loads(told)["sha256"], "0" * 64))  # as if of another file
+
+    def broken(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scripts.export.write_text", broken)
+    with pytest.raises(SystemExit):
+        export([*words, "--overwrite", "True"])
+    load_mask_model(out)
+
+
 def test_weights_and_a_graph_of_one_name_have_a_json_file_each(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,5 +1,6 @@
 """Generation around a fake module: its network is a closed form, its rounding depends on the batch size."""
 
+import errno
 import hashlib
 import json
 import re
@@ -31,6 +32,7 @@ from samplers import SamplerMismatch
 from scripts import generate_masks
 from scripts.generate_masks import generate_to_folder, main, planned, read_prompts
 from scripts.mask_files import Plan, output_folder, require_masks, slug, unique_slugs
+from scripts.run import refuse_kindly
 
 ROOT = Path(__file__).parents[1]
 
@@ -323,6 +325,22 @@ def test_help_is_quick_and_imports_no_torch(command):
     assert "--checkpoint" in done.stdout
     assert "--guidance" in done.stdout
     assert time.perf_counter() - started < 5  # well under a second on an idle machine
+
+
+def test_a_disk_that_fills_up_is_a_failure_of_the_moment(checkpoint, tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    cfg = GenerateCfg(checkpoint, prompt=("a cat",), num=3, out=str(tmp_path / "out"))
+    module = FakeModule(ShortcutCfg())
+    with monkeypatch.context() as disk:
+        disk.setattr(Path, "write_bytes", full)
+        with pytest.raises(SystemExit) as stop, refuse_kindly("generate_masks"):
+            generate_to_folder(module, cfg)
+    assert stop.value.code == 1
+    assert "the masks so far are whole; mend that and go on with --resume True" in capsys.readouterr().err
+    generate_to_folder(module, replace(cfg, resume=True))
+    assert len(files(tmp_path / "out")) == 3
 
 
 def test_a_prompt_without_its_option_is_told_where_it_goes(capsys):

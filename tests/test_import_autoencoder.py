@@ -119,6 +119,13 @@ def test_what_cannot_be_imported_is_refused_in_one_sentence(
     assert not (tmp_path / "runs").exists()
 
 
+def test_a_folder_that_holds_a_training_is_refused_at_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "last.ckpt").write_bytes(b"mine")
+    with pytest.raises(SystemExit, match="2"):
+        take(["animals-tiny", "--vae", str(tmp_path / "none"), "--run-dir", str(tmp_path)])
+    assert "already holds a training: name another folder" in capsys.readouterr().err
+
+
 def test_without_diffusers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(imported_vae, "find_spec", lambda name: None)
     with pytest.raises(ModuleNotFoundError, match="pip install"):
