@@ -17,7 +17,7 @@ from configs.sampler_cfg import ShortcutCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 from diffusion import DiffusionModule
 
-TINY_DATA = DataCfg(EmbeddedSource("animals32"), image_size=32, batch_size=8, limit=16)
+TINY_DATA = DataCfg(EmbeddedSource("animals32"), image_size=32, batch_size=8, limit=16, val_fraction=0.005)
 TINY_TRAIN = TrainerCfg(
     max_steps=2, val_every=2, log_every=1, accelerator="cpu", precision="fp32", channels_last="off", previews=False,
     quality=0,
@@ -53,7 +53,8 @@ def turn(item: pytest.Item) -> int:
 @pytest.hookimpl(tryfirst=True)  # before any are deselected
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     COLLECTED.update({plain_name(item.nodeid): item.get_closest_marker("faults") is not None for item in items})
-    items.sort(key=turn)
+    together = {item.path for item in items if turn(item) == 1}  # what a module makes for its tests is made once
+    items.sort(key=lambda item: 1 if turn(item) and item.path in together else turn(item))
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

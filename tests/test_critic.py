@@ -135,6 +135,18 @@ def test_a_critic_learns_to_tell_and_an_image_does_not_depend_on_the_others() ->
     torch.testing.assert_close(critic(real[:1]), critic(real)[:1], rtol=0, atol=1e-4)
 
 
+def test_an_image_counts_for_the_critic_from_the_share_of_the_training_that_was_asked_for() -> None:
+    loss = L1LossCfg(critic=0.5, critic_begin=0.5)
+    cfg = replace(TINY_1, autoencoder=replace(TINY_1.autoencoder, loss=loss))
+    torch.manual_seed(0)
+    module = AutoencoderModule(cfg).with_judges().train()
+    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]  # there is no trainer to log to
+    x = {"image": torch.rand(4, 1, 32, 32)}
+    for used, counts in ((0.4, False), (0.6, True)):
+        module.used = used
+        assert bool(module.training_step(x, 0)["deceived"]) == counts
+
+
 @pytest.mark.slow
 def test_images_are_trained_on_with_both_resumed_and_handed_on_without(
     network: tuple[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -147,8 +159,9 @@ def test_images_are_trained_on_with_both_resumed_and_handed_on_without(
         Image.fromarray(draw.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(f"images/{i}.png")
     words = ["rgb", "--data.source.train", "images", "--data.image-size", "32", "--data.batch-size", "8",
              "--autoencoder.width", "8", "--autoencoder.blocks", "1", "--autoencoder.loss.lpips", "0.5",
-             "--autoencoder.loss.critic", "0.5", "--autoencoder.loss.critic-begin", "0.3", "--train.accelerator", "cpu",
-             "--train.precision", "fp32", "--train.val-every", "2", "--train.log-every", "1"]  # fmt: skip
+             "--autoencoder.loss.critic", "0.5", "--autoencoder.loss.critic-begin", "0", "--train.accelerator", "cpu",
+             "--train.precision", "fp32", "--train.channels-last", "off", "--train.val-every", "2",
+             "--train.log-every", "1"]  # fmt: skip
     with pytest.raises(SystemExit):
         train_stage_1([*words, "--autoencoder.loss.lpips-network", "none.pth", "--train.run-dir", "none"])
     assert "there is no such file" in " ".join(capsys.readouterr().err.split())
@@ -162,7 +175,9 @@ def test_images_are_trained_on_with_both_resumed_and_handed_on_without(
     trained, again = load_autoencoder("one/last.ckpt"), load_autoencoder("other/last.ckpt")
     assert not any(name.startswith("critic.") for name in trained.state_dict())
     assert set(trained.state_dict()) == set(AutoencoderModule(trained.cfg).state_dict())
-    assert set(one["state_dict"]) == set(other["state_dict"])
+    assert one["state_dict"].keys() == other["state_dict"].keys()
+    for name, value in other["state_dict"].items():  # the critic and its optimiser went on, too
+        assert torch.equal(value, one["state_dict"][name]), name
     critic = [name for name in one["state_dict"] if name.startswith("critic.")]
     kept = one["optimizer_states"][0]["state"]
     assert len(kept) == len(list(trained.vae.parameters())) + len(critic)  # both are trained, and gone on with

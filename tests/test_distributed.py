@@ -68,8 +68,7 @@ def equal(one: dict[str, Any], other: dict[str, Any], tolerance: float) -> None:
 
 
 def test_all_processes_have_the_same_weights_after_some_steps(ranks: list[dict[str, Any]]) -> None:
-    for strategy in ("ddp", "fsdp"):
-        equal(ranks[0][strategy], ranks[1][strategy], 0.0)
+    equal(ranks[0]["ddp"], ranks[1]["ddp"], 0.0)  # of fsdp, both hold the same shares put together
 
 
 def test_weights_shared_out_are_those_of_copies_also_after_resuming(ranks: list[dict[str, Any]]) -> None:

@@ -340,6 +340,24 @@ def test_a_training_killed_before_it_could_say_that_it_is_complete_is_put_right(
     assert newest_complete(str(tmp_path), "autoencoder", "") == tmp_path / "last.ckpt"
 
 
+def test_the_stage_1_that_is_taken_is_the_newest_finished_one_of_the_data(tmp_path: Path) -> None:
+    def stage(name: str, age: float, kind: str = "autoencoder", data: str = "d", status: str = "complete") -> Path:
+        path = tmp_path / name / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (path.stat().st_mtime - age,) * 2)
+        describe_run(path.parent, kind, data, status)
+        return path
+
+    stage("old", 60)
+    wanted = stage("quickstart/stage1", 30)
+    stage("other", 0, data="e")
+    stage("second", 0, kind="diffusion")
+    stage("stopped", 0, status="unfinished")
+    stage("gone", 0).unlink()
+    assert newest_complete(str(tmp_path), "autoencoder", "d") == wanted
+
+
 def test_another_network_than_the_checkpoints_is_refused_with_both_shapes(tmp_path: Path) -> None:
     require_fit(tmp_path, {"weight": torch.ones(4, 3), "bias": torch.ones(4)}, nn.Linear(3, 4), [])
     with pytest.raises(CheckpointError, match=r"bias has shape \(4,\) there and \(5,\) here.*width: 4 -> 5"):

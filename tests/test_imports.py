@@ -67,7 +67,7 @@ def test_configs_import_only_the_standard_library_and_tyro() -> None:
 
 @pytest.mark.parametrize("command", [
     "train_stage_1", "train_stage_2", "generate_masks", "evaluate", "benchmark", "check_data", "caption_masks",
-    "quickstart", "demo", "report", "export", "import_autoencoder", "make_shards",
+    "quickstart", "demo", "report", "export", "import_autoencoder", "make_shards", "bakeoff", "figures", "scaling",
 ])
 def test_help_shows_fields_without_importing_torch(command: str) -> None:
     code = (

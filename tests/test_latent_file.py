@@ -3,13 +3,20 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import TINY_DATA
 
+from configs.data_cfg import AugmentCfg
+from data.datasets import to_tensor
 from data.latent_file import KEPT, keep_latents, last_used, latents_key, read_latents
+from data.module import MaskDataModule
+from diffusion import DiffusionModule
+from trainer import cache_latents
 
 ROOT = Path(__file__).parents[1]
 MASKS = np.arange(24, dtype=np.uint8).reshape(2, 3, 4)
@@ -76,3 +83,23 @@ def test_several_processes_keep_and_remove_at_once(tmp_path: Path) -> None:
         assert process.communicate()[1] == b""
     assert len(list(tmp_path.glob("*.npy"))) <= KEPT + 2  # what another one wrote meanwhile
     assert not list(tmp_path.glob(".*"))
+
+
+def test_kept_latents_are_the_encoders_and_belong_to_one_autoencoder(
+    tiny_diffusion: DiffusionModule, tmp_path: Path
+) -> None:
+    cfg = replace(TINY_DATA, augment=AugmentCfg(hflip=0.5))
+    tiny_diffusion.cfg = replace(tiny_diffusion.cfg, data=cfg)
+    data = MaskDataModule(cfg, 0)
+    data.setup()
+    cache_latents(tiny_diffusion, data, tmp_path)
+    assert data._moments is not None
+    first, x = data._moments.clone(), to_tensor(data.train_set.images)
+    for variant, images in enumerate((x, x.flip(-1))):
+        posterior = tiny_diffusion.autoencoder.posterior(images)
+        moments = torch.cat([posterior.mean, posterior.logvar], dim=1)
+        torch.testing.assert_close(first[variant].float(), moments, rtol=0, atol=1e-4)
+    tiny_diffusion.autoencoder.latent_mean.add_(1)
+    cache_latents(tiny_diffusion, data, tmp_path)
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+    assert not torch.equal(data._moments, first)

@@ -52,6 +52,40 @@ def set_up_already(project: Path) -> None:
         program(project / ".venv/bin" / name, "#!/bin/sh\n")
 
 
+TORCHRUN = "-m torch.distributed.run --nproc-per-node"
+
+
+def test_a_launch_says_who_meets_where_and_leaves_options_to_the_command(project: Path) -> None:
+    set_up_already(project)
+    program(project / ".venv/bin/python", '#!/bin/sh\necho "$*" >>calls\n')
+    assert shell("launch", "8", "generate_masks", "--num", "3", project=project)[0] == 0
+    machines = {"NODES": "3", "NODE": "1", "HEAD": "h", "PORT": "5"}
+    assert shell("launch", "2", "train_stage_2", "icons", project=project, **machines)[0] == 0
+    assert (project / "calls").read_text().splitlines() == [
+        f"{TORCHRUN} 8 --standalone -m -- scripts.generate_masks --num 3",
+        f"{TORCHRUN} 2 --nnodes 3 --node-rank 1 --master-addr h --master-port 5 -m -- scripts.train_stage_2 icons",
+    ]
+
+
+def test_a_job_of_slurm_launches_on_each_machine_with_its_number(project: Path, tmp_path: Path) -> None:
+    set_up_already(project)
+    program(project / ".venv/bin/python", '#!/bin/sh\necho "$*" >>calls\n')
+    shutil.copy(ROOT / "scripts/launch.slurm", project / "scripts")
+    program(tmp_path / "bin/scontrol", "#!/bin/sh\nprintf 'first\\nsecond\\n'\n")
+    program(tmp_path / "bin/srun", '#!/bin/sh\nshift\nexec "$@"\n')
+    job = {
+        "SLURM_SUBMIT_DIR": str(project), "SLURM_JOB_NUM_NODES": "2", "SLURM_JOB_NODELIST": "both",
+        "SLURM_NODEID": "1", "SLURM_JOB_ID": "20007", "SLURM_GPUS_ON_NODE": "4",
+        "PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}",
+    }  # fmt: skip
+    words = ["bash", str(project / "scripts/launch.slurm"), "train_stage_2", "icons", "--train.resume", "auto"]
+    subprocess.run(words, env=os.environ | job, check=True, timeout=60)
+    assert (project / "calls").read_text() == (
+        f"{TORCHRUN} 4 --nnodes 2 --node-rank 1 --master-addr first --master-port 20007 -m -- "
+        "scripts.train_stage_2 icons --train.resume auto\n"
+    )
+
+
 @pytest.mark.parametrize("found", ["no folder", "a python that does not run"])
 def test_an_environment_that_is_not_whole_is_made_anew(project: Path, found: str) -> None:
     if found != "no folder":

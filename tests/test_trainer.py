@@ -14,13 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from models.checkpoint import read_checkpoint
 from scripts import train_stage_1, train_stage_2
 
 ROOT = Path(__file__).parents[1]
 pytestmark = pytest.mark.slow
 
 COMMON = [
-    "animals-tiny", "--data.limit", "24", "--data.batch-size", "8", "--data.val-fraction", "0.02",
+    "animals-tiny", "--data.limit", "24", "--data.batch-size", "8", "--data.val-fraction", "0.005",
     "--train.accelerator", "cpu", "--train.precision", "fp32", "--train.channels-last", "off",
     "--train.val-every", "2", "--train.log-every", "1", "--optim.warmup-steps", "0", "--optim.final-lr", "1.0",
 ]  # fmt: skip
@@ -41,7 +42,8 @@ def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
 
 def train(stage: int, folder: Path, *extra: str) -> subprocess.CompletedProcess[str]:
     base = STAGE_1 if stage == 1 else STAGE_2
-    return run([f"scripts.train_stage_{stage}", *base, "--train.run-dir", str(folder), *extra])
+    where = ["--train.run-dir", str(folder), "--train.runs", str(folder.parent)]
+    return run([f"scripts.train_stage_{stage}", *base, *where, *extra])
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -179,8 +181,8 @@ def test_two_machines_under_torchrun_share_one_folder_and_judge_together(stage_1
         port = str(probe.getsockname()[1])
     words = [
         "--", "scripts.train_stage_2", *STAGE_2, "--train.run-dir", str(folder), "--autoencoder",
-        str(stage_1 / "last.ckpt"), "--train.previews", "False", "--train.quality", "8", "--data.val-fraction", "0.2",
-        "--train.strategy", "fsdp", "--train.max-steps", "2",
+        str(stage_1 / "last.ckpt"), "--train.previews", "False", "--train.quality", "8", "--train.runs", str(tmp_path),
+        "--train.strategy", "fsdp", "--train.checkpoint-parts", "True", "--train.max-steps", "2",
     ]  # fmt: skip
     with ThreadPoolExecutor(2) as machines:
         meeting = ["--nnodes", "2", "--nproc-per-node", "1", "--master-addr", "127.0.0.1", "--master-port", port, "-m"]
@@ -190,10 +192,11 @@ def test_two_machines_under_torchrun_share_one_folder_and_judge_together(stage_1
         ]
         for done in started:
             assert done.result().returncode == 0, done.result().stderr
-    assert len(list(tmp_path.iterdir())) == 1
+    assert {path.name for path in tmp_path.iterdir()} == {"runs", "latents"}
     judged = next(csv.DictReader((folder / "csv" / "metrics.csv").open()), {})
     numbers = ("frechet_1", "frechet_32", "accuracy_4", "memorised", "judging_share")
     assert {f"val/{name}" for name in numbers} <= set(judged)
-    best = torch.load(folder / "best.ckpt", weights_only=True)["callbacks"]
-    assert any(state.get("monitor") == "val/frechet_1" for state in best.values())
-    assert weights(folder / "last.ckpt").keys() > {"net.conv_out.weight", "average.conv_out.weight"}
+    assert all((folder / name).is_symlink() for name in ("best.ckpt", "last.ckpt"))
+    best, last = (read_checkpoint(folder / name, "diffusion", "") for name in ("best.ckpt", "last.ckpt"))
+    assert any(state.get("monitor") == "val/frechet_1" for state in best["callbacks"].values())
+    assert last["state_dict"].keys() > {"net.conv_out.weight", "average.conv_out.weight"}
