@@ -71,7 +71,7 @@ def train_classifier(
         for step in tqdm(range(1, steps + 1), desc="classifier", disable=not progress, leave=False):
             rows = torch.randint(len(images), (min(batch_size, len(images)),), generator=order)
             x = jitter(images[rows], order)[:, None].float()
-            with torch.autocast("cpu", torch.bfloat16, enabled=_fast_bf16()):
+            with torch.autocast("cpu", torch.bfloat16, enabled=multiplies_bf16()):
                 logits = net(x.contiguous(memory_format=torch.channels_last))
             loss = F.cross_entropy(logits.float(), labels[rows], label_smoothing=0.1)
             optimiser.zero_grad()
@@ -137,7 +137,7 @@ def load_classifier(path: Path) -> tuple[MaskClassifier, int]:
         raise ValueError(f"{path} is not a classifier that --classifier saved") from error
 
 
-def _fast_bf16() -> bool:
+def multiplies_bf16() -> bool:
     """True where the CPU multiplies bf16 matrices in hardware (torch has no public name for the question yet)."""
     has_amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return bool(torch.backends.mkldnn.is_available() and has_amx())

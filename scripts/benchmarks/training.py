@@ -16,12 +16,14 @@ from torch.nn import functional as F
 
 from autoencoder import AutoencoderModule
 from configs.autoencoder_cfg import Stage1Cfg
+from configs.backbone_cfg import UNetCfg
 from configs.benchmark_cfg import BenchmarkCfg
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource
 from configs.diffusion_cfg import Stage2Cfg
 from configs.sampler_cfg import FlowCfg
 from data.module import MaskDataModule
 from diffusion import DiffusionModule
+from metrics.classifier import multiplies_bf16
 from models.ema import ema_update_
 from models.hardware import bf16_is_fast, faster_format, set_memory_format
 from models.optim import build_optimizer
@@ -53,6 +55,14 @@ class Setting:
     def flow(self) -> Stage2Cfg:
         """The preset under plain flow matching."""
         return replace(self.stage_2, sampler=FlowCfg())
+
+    def flow_on(self, data: DataCfg) -> Stage2Cfg:
+        """The same for masks of another size: it attends where the preset does, on latents as much larger."""
+        backbone, side = self.flow.backbone, self.stage_2.data.image_size
+        if isinstance(backbone, UNetCfg):
+            sizes = tuple(size * data.image_size // side for size in backbone.attention_sizes)
+            backbone = replace(backbone, attention_sizes=sizes)
+        return replace(self.flow, backbone=backbone, data=data)
 
 
 def layers(setting: Setting, report: Report) -> None:
@@ -117,6 +127,7 @@ def precision(setting: Setting, report: Report) -> None:
     """bf16 and the chosen memory format beside fp32 as torch has it, and the share of this machine's peak."""
     device, rounds = setting.device, setting.cfg.rounds
     report.title("A training step with bf16 and the faster memory format / with fp32 in torch's own format")
+    goal = "<= 0.5" if device.type == "cpu" and multiplies_bf16() else ""  # asked of CPUs with AMX
     steps = {}
     for name, layout in (("bf16", "auto"), ("fp32", "off")):
         how: Any = {"bf16": name == "bf16", "device": device, "layout": layout}
@@ -124,7 +135,7 @@ def precision(setting: Setting, report: Report) -> None:
         steps[f"stage_1_{name}"] = stage_1_step(setting.stage_1, **how)
     times = interleaved({name: timed(step, device) for name, step in steps.items()}, rounds)
     for stage in ("stage_2", "stage_1"):
-        report.ratio(f"{stage}_bf16_to_fp32", times[f"{stage}_bf16"], times[f"{stage}_fp32"], "<= 0.5")
+        report.ratio(f"{stage}_bf16_to_fp32", times[f"{stage}_bf16"], times[f"{stage}_fp32"], goal)
 
     report.title("Work of a step, and its share of the largest product's and convolution's speed here")
     for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
@@ -276,7 +287,7 @@ def wait(setting: Setting, report: Report, name: str, data: DataCfg, module: Mas
     steps = {
         "stage_1": stage_1_step(stage_1, bf16=setting.bf16, device=setting.device, layout="auto"),
         "stage_2": stage_2_step(
-            replace(setting.flow, data=data), stage_1, bf16=setting.bf16, device=setting.device, layout="auto"
+            setting.flow_on(data), stage_1, bf16=setting.bf16, device=setting.device, layout="auto"
         ),
     }
     for stage, step in steps.items():
@@ -305,8 +316,8 @@ def pixels(setting: Setting, report: Report) -> None:
         data = replace(setting.stage_2.data, image_size=size, batch_size=rows)
         steps[size] = timed(
             stage_2_step(
-                replace(setting.flow, data=data), replace(setting.stage_1, data=data), bf16=setting.bf16,
-                device=setting.device, layout="auto",
+                setting.flow_on(data), replace(setting.stage_1, data=data), bf16=setting.bf16, device=setting.device,
+                layout="auto",
             ),
             setting.device,
         )
