@@ -11,9 +11,8 @@ import shlex
 import sys
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
-from threading import Event, Lock
+from threading import Event
 from typing import TYPE_CHECKING, Any
 
 from configs.checks import ConfigError
@@ -45,7 +44,7 @@ if TYPE_CHECKING:
 
 GRID_COLUMNS = 16
 GRID_ROWS = 24
-DRAWERS = 4
+AT_A_TIME = 4
 """Batches that are drawn at a time on a CPU, each by its share of the threads; beside a GPU, that are written."""
 PROMPTS_KEPT = 1024
 """Prompts whose encoded states stay in memory."""
@@ -130,7 +129,8 @@ def draw_share(
     """Draw and write this process's masks of a plan. Raises MaskFileError where one cannot be written.
 
     On a CPU a few batches are drawn at a time: the layers of a small network are too short for many threads to share,
-    and each has to wait for the slowest.
+    and each has to wait for the slowest. One thread writes them: where two make files in one folder, the kernel has one
+    of them spin while the other works. A GPU draws one batch at a time, and several threads write.
     """
     import torch
     from tqdm import tqdm
@@ -138,16 +138,13 @@ def draw_share(
     share = ranks.share(len(plan))
     starts = range(share.start, share.stop, cfg.batch_size)
     on_cpu, threads = device.type == "cpu", torch.get_num_threads()
-    drawers = max(1, min(DRAWERS, threads, len(starts) * len(ways))) if on_cpu else DRAWERS
-    turn = nullcontext() if on_cpu else Lock()  # a GPU draws one batch at a time
+    drawers = max(1, min(AT_A_TIME, threads, len(starts) * len(ways))) if on_cpu else 1
     stopped = Event()
-    waiting: deque[tuple[Future[None], int]] = deque()
+    waiting: deque[tuple[Future[Future[None]], int]] = deque()
 
-    def draw_and_write(numbers: list[int], way: Recipe) -> None:
-        if numbers:
-            with turn:
-                masks = draw_masks(module, plan, numbers, way, device)
-            write_masks(out, plan, numbers, way.steps, masks, cfg)
+    def draw_and_have_written(numbers: list[int], way: Recipe) -> Future[None]:
+        masks = draw_masks(module, plan, numbers, way, device) if numbers else []
+        return writers.submit(write_masks, out, plan, numbers, way.steps, masks, cfg)
 
     def go_on_unless_stopped(*_: Any) -> None:
         if stopped.is_set():
@@ -155,13 +152,14 @@ def draw_share(
 
     def finish_one() -> None:
         future, count = waiting.popleft()
-        future.result()
+        future.result().result()
         bar.update(count)
 
     quiet: dict[str, Any] = {"disable": True} if ranks.rank else {}  # else as TQDM_DISABLE says
     with (
         tqdm(total=len(share) * len(ways), desc="generating", unit=" masks", mininterval=0.5, **quiet) as bar,
         module.average.register_forward_pre_hook(go_on_unless_stopped),  # removed at the end
+        ThreadPoolExecutor(1 if on_cpu else AT_A_TIME) as writers,
         ThreadPoolExecutor(drawers, initializer=torch.set_num_threads, initargs=(max(1, threads // drawers),)) as pool,
     ):
         try:
@@ -169,9 +167,9 @@ def draw_share(
                 batch = range(start, min(start + cfg.batch_size, share.stop))
                 for way in ways:
                     numbers = [n for n in batch if not (cfg.resume and is_drawn(out / plan.name(n, way.steps)))]
-                    if len(waiting) > drawers:
+                    if len(waiting) > AT_A_TIME:
                         finish_one()
-                    waiting.append((pool.submit(draw_and_write, numbers, way), len(batch)))
+                    waiting.append((pool.submit(draw_and_have_written, numbers, way), len(batch)))
             while waiting:
                 finish_one()
         finally:

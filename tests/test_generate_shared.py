@@ -21,7 +21,7 @@ from configs.generate_cfg import GenerateCfg
 from configs.sampler_cfg import DDPMCfg, ShortcutCfg
 from scripts import generate_masks
 from scripts.generate_masks import generate_to_folder
-from scripts.mask_files import Plan
+from scripts.mask_files import MaskFileError, Plan
 from scripts.ranks import Ranks
 
 ROOT = Path(__file__).parents[1]
@@ -155,7 +155,7 @@ def test_a_stopped_generation_leaves_whole_files_and_says_how_to_go_on(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(ConfigError, match=r"No space left on device.*--resume True"):
+    with pytest.raises(MaskFileError, match=r"No space left on device.*--resume True"):
         generate_to_folder(FakeModule(ShortcutCfg()), cfg)
     monkeypatch.undo()
     out = Path(cfg.out)
