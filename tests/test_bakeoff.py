@@ -4,6 +4,7 @@ import errno
 import json
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from threading import Event, Timer
 from typing import Any
@@ -73,8 +74,8 @@ def test_every_entrant_of_every_plan_is_a_whole_config_on_the_same_data(plan: st
         assert entrant.stage_2.train.quality == 0  # judging would be part of its time
 
 
-def small_plan() -> dict[str, Entrant]:
-    stage_2 = replace(TINY_2, train=replace(TINY_2.train, max_steps=50))
+def small_plan(runs: Path) -> dict[str, Entrant]:
+    stage_2 = replace(TINY_2, train=replace(TINY_2.train, max_steps=50, runs=str(runs)))
     return {
         "flow": Entrant(replace(stage_2, sampler=FlowCfg()), TINY_1, (1.0, 2.0)),
         "soflow": Entrant(replace(stage_2, sampler=SoFlowCfg(train_guidance=2.0)), TINY_1),
@@ -82,7 +83,8 @@ def small_plan() -> dict[str, Entrant]:
 
 
 def cfg(folder: Path, **changes: Any) -> list[str]:
-    values = {"--plan": "small", "--steps": "4", "--num": "12", "--eval-steps": "1", "--out": str(folder), **changes}
+    values = {"--plan": "small", "--steps": "4", "--num": "12", "--eval-steps": "1", "--search": "8",
+              "--out": str(folder), **changes}  # fmt: skip
     return [word for pair in values.items() for word in pair]
 
 
@@ -113,7 +115,7 @@ def test_what_a_bakeoff_goes_on_from_is_whole_after_a_full_disk(
 def test_a_bakeoff_trains_judges_and_goes_on_where_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setitem(bakeoffs.PLANS, "small", small_plan)
+    monkeypatch.setitem(bakeoffs.PLANS, "small", partial(small_plan, tmp_path))
     monkeypatch.setattr("scripts.benchmark.REPEATS", 1)
     monkeypatch.setattr("scripts.bakeoff.CLASSIFIER_STEPS", 20)
     folder = tmp_path / "out"

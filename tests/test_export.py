@@ -263,7 +263,8 @@ def test_training_can_begin_with_a_models_weights(
     train_stage_2([
         "animals-tiny", "--init", model, "--data.limit", "16", "--data.batch-size", "8", "--optim.lr", "1e-12",
         "--train.max-steps", "2", "--train.run-dir", str(tmp_path / "tuned"), "--train.previews", "False",
-        "--train.accelerator", "cpu", "--train.precision", "fp32",
+        "--train.runs", str(tmp_path), "--train.accelerator", "cpu", "--train.precision", "fp32", "--data.val-fraction",
+        "0.002",
     ])  # fmt: skip
     told = capsys.readouterr().out
     assert f"settings of init {model!r} in place of those asked for: backbone" in told

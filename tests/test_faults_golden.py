@@ -215,9 +215,13 @@ def losses(folder: Path) -> dict[int, set[str]]:
     return found
 
 
+def where(folder: Path) -> list[str]:
+    return ["--train.run-dir", str(folder), "--train.runs", str(folder.parent)]
+
+
 def tortured(stage: int, folder: Path, kills: list[Moment], *argv: str) -> int:
     """Train in ``folder`` with a kill at each of the moments, going on after each; how many lost a checkpoint."""
-    base, note = [*COMMON, *STAGES[stage], *argv, "--train.run-dir", str(folder)], folder.parent / "note"
+    base, note = [*COMMON, *STAGES[stage], *argv, *where(folder)], folder.parent / "note"
     before = lost = 0
     for moment in kills:
         assert run(stage, base, moment, note) == -signal.SIGKILL, moment
@@ -233,7 +237,7 @@ def tortured(stage: int, folder: Path, kills: list[Moment], *argv: str) -> int:
 
 
 def calm(stage: int, folder: Path, *argv: str) -> None:
-    assert run(stage, [*COMMON, *STAGES[stage], *argv, "--train.run-dir", str(folder)]) == 0
+    assert run(stage, [*COMMON, *STAGES[stage], *argv, *where(folder)]) == 0
 
 
 def same_run(one: Path, other: Path) -> None:

@@ -32,7 +32,7 @@ for main in (stage_1, stage_2, generate):
         assert end.code == 0
 tiny = ["animals-tiny", "--data.limit", "12", "--data.batch-size", "4", "--data.val-fraction", "0.001",
         "--data.image-size", "16", "--train.max-steps", "2", "--train.val-every", "2", "--train.accelerator", "cpu",
-        "--train.precision", "fp32"]
+        "--train.precision", "fp32", "--train.runs", folder]
 stage_1([*tiny, "--autoencoder.width", "8", "--autoencoder.multipliers", "1", "1", "2",
          "--train.run-dir", f"{folder}/1"])
 stage_2([*tiny, "--backbone.width", "32", "--backbone.blocks", "1", "--text.width", "16", "--train.previews", "False",

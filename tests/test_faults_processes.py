@@ -38,7 +38,8 @@ def environment(**more: str) -> dict[str, str]:
 
 def train(stage: int, folder: Path, *extra: str, **more: str) -> subprocess.CompletedProcess[str]:
     """A training without faults of its own; its output goes where no process that it leaves could hold a pipe open."""
-    command = [sys.executable, "-m", f"scripts.train_stage_{stage}", *STAGES[stage], "--train.run-dir", str(folder)]
+    where = ["--train.run-dir", str(folder), "--train.runs", str(folder.parent)]
+    command = [sys.executable, "-m", f"scripts.train_stage_{stage}", *STAGES[stage], *where]
     said = folder.with_suffix(".said")
     with open(said, "w") as file:
         done = subprocess.run(
@@ -65,8 +66,8 @@ class Ended:
         folder.mkdir(exist_ok=True)
         with open(folder / "said", "w") as said:  # no pipe, which an orphan would hold open
             process = subprocess.Popen(
-                [*command, "--train.run-dir", str(folder / "run")], cwd=ROOT, env=env, stdout=said, stderr=said,
-                start_new_session=True,
+                [*command, "--train.run-dir", str(folder / "run"), "--train.runs", str(folder)], cwd=ROOT, env=env,
+                stdout=said, stderr=said, start_new_session=True,
             )  # fmt: skip
             try:
                 self.code = process.wait(LONGEST)

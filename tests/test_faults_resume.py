@@ -31,7 +31,7 @@ STEPS = 5  # of three batches an epoch
 
 
 def train(cfg: Any, folder: Path, **changes: Any) -> Path:
-    cfg = replace(cfg, train=replace(cfg.train, run_dir=str(folder), **changes))
+    cfg = replace(cfg, train=replace(cfg.train, run_dir=str(folder), runs=str(folder.parent), **changes))
     (train_stage_1 if isinstance(cfg, Stage1Cfg) else train_stage_2)(cfg, "x")
     return folder / "last.ckpt"
 

@@ -176,7 +176,7 @@ def test_a_network_without_places_for_sketches_refuses_them() -> None:
 SHORT = [
     "--data.limit", "16", "--data.batch-size", "8", "--train.max-steps", "3", "--train.previews", "False",
     "--train.accelerator", "cpu", "--train.precision", "fp32", "--train.quality", "0", "--sampler.begin", "0",
-    "--sampler.nodes", "2", "--train.val-every", "100", "--train.channels-last", "off",
+    "--sampler.nodes", "2", "--train.val-every", "100", "--train.channels-last", "off", "--data.val-fraction", "0.002",
 ]  # fmt: skip
 
 
@@ -186,7 +186,7 @@ def test_an_encoder_trained_alone_leaves_the_model_as_it_was(tmp_path: Path, mon
     run = tmp_path / "run"
     train_stage_2([
         "animals", "--init", "animals", "--backbone.sketch", "32", "--sketch.only", "True", "--optim.lr", "0.05",
-        "--optim.warmup-steps", "0", *SHORT, "--train.run-dir", str(run),
+        "--optim.warmup-steps", "0", *SHORT, "--train.run-dir", str(run), "--train.runs", str(tmp_path),
     ])  # fmt: skip
     tuned, start = load_diffusion(run / "last.ckpt"), load_diffusion("models/shipped/animals.safetensors")
     assert tuned.cfg.backbone == replace(start.cfg.backbone, sketch=32)
@@ -211,7 +211,7 @@ def test_an_encoder_trained_alone_leaves_the_model_as_it_was(tmp_path: Path, mon
     train_stage_2([
         "animals", "--init", "animals", "--backbone.sketch", "32", "--sketch.only", "True", "--optim.lr", "0.05",
         "--optim.warmup-steps", "0", *SHORT, "--train.max-steps", "4", "--train.run-dir", str(run),
-        "--train.resume", "auto",
+        "--train.runs", str(tmp_path), "--train.resume", "auto",
     ])  # fmt: skip
     assert load_diffusion(run / "last.ckpt").average.sketch is not None
 
