@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from configs.checks import ConfigError
+from configs.whole_file import PARTS_ABOUT
 
 FOLDER = Path(__file__).parents[1] / "models" / "shipped"
 SHIPPED = {name: FOLDER / f"{name}.safetensors" for name in ("icons", "animals", "geometry")}
@@ -15,7 +16,7 @@ def checkpoint_path(name: str) -> Path:
         ConfigError: a name of a model whose file is missing.
     """
     found = SHIPPED.get(name)
-    yours = Path(name).is_file() or (Path(name) / "about.pt").is_file()  # or a checkpoint in parts (models/parts.py)
+    yours = Path(name).is_file() or (Path(name) / PARTS_ABOUT).is_file()  # or a checkpoint in parts (models/parts.py)
     if found is None or yours:
         return Path(name).expanduser()
     if not found.is_file():

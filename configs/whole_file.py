@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 PREFIX, SUFFIX = ".", ".part"
+PARTS_ABOUT = "about.pt"  # what makes a folder a checkpoint in parts (models/parts.py)
 
 
 def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -55,15 +56,19 @@ def same_file(source: Path, path: Path) -> None:
 
 
 def take_place(new: Path, path: Path) -> None:
-    """Give ``new``, a file or link beside ``path``, that name, whatever has it: also a folder, which the copy of a run
-    has where there was a link to one.
+    """Give ``new``, a file or link beside ``path``, that name, whatever file has it, or checkpoint in parts: the copy of
+    a run has a folder where there was a link to one. Raises OSError for any other folder.
     """
-    if not path.is_dir() or path.is_symlink():
+    if path.is_symlink() or not (path / PARTS_ABOUT).is_file():
         os.replace(new, path)
         return
     aside = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{path.name}.", suffix=SUFFIX, dir=path.parent))
     os.rename(path, aside)
-    os.replace(new, path)
+    try:
+        os.replace(new, path)
+    except OSError:
+        os.rename(aside, path)
+        raise
     shutil.rmtree(aside, ignore_errors=True)
 
 

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from configs.whole_file import PREFIX, SUFFIX, take_place, umask, write_whole
+from configs.whole_file import PARTS_ABOUT, PREFIX, SUFFIX, take_place, umask, write_whole
 
-ABOUT = "about.pt"
+ABOUT = PARTS_ABOUT
 ENDING = ".parts"
 WEIGHTS = "state_dict."  # what names of weights begin with; other tensors are the optimiser's
 GROUPS = "optimizer_groups"  # the entry of ABOUT with the optimisers' parameter groups

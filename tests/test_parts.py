@@ -74,6 +74,15 @@ def test_a_copy_of_a_run_with_folders_in_the_place_of_links_goes_on(tmp_path: Pa
     assert {path.name for path in best.parent.iterdir()} == {"best.ckpt", "last.ckpt", "last-2-1.parts"}
 
 
+def test_no_other_folder_gives_way(tmp_path: Path) -> None:
+    mine = tmp_path / "last.ckpt" / "mine"
+    mine.mkdir(parents=True)
+    for write_there in (lambda: write(mine.parent), lambda: write_text(mine.parent, "one file")):
+        with pytest.raises((OSError, RuntimeError), match="directory"):
+            write_there()
+    assert mine.is_dir()
+
+
 def test_a_backup_beside_them_stays(tmp_path: Path) -> None:
     path = write(tmp_path / "last.ckpt")
     for name in ("backup-of-step-1.parts", "mine-1-1.parts"):
