@@ -56,7 +56,7 @@ def same_file(source: Path, path: Path) -> None:
 
 
 def take_place(new: Path, path: Path) -> None:
-    """Give ``new``, a file or link beside ``path``, that name, whatever file has it, or checkpoint in parts: the copy of
+    """Give ``new``, a file or link beside ``path``, that name, whatever file or checkpoint in parts has it: the copy of
     a run has a folder where there was a link to one. Raises OSError for any other folder.
     """
     if path.is_symlink() or not (path / PARTS_ABOUT).is_file():
