@@ -11,6 +11,8 @@ import pytest
 import torch
 from conftest import TINY_1, TINY_2
 
+from configs.backbone_cfg import UNetCfg
+from configs.beginning import require_attention
 from configs.benchmark_cfg import BenchmarkCfg
 from configs.checks import ConfigError
 from configs.cli import parse
@@ -88,16 +90,29 @@ def test_the_counted_work_of_a_step_grows_with_its_rows() -> None:
     assert works[1] == pytest.approx(2 * works[0], rel=0.01)
 
 
+def test_larger_masks_attend_where_the_preset_does() -> None:
+    setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(), CPU)
+    for size, attends in ((32, (4,)), (64, (8,)), (128, (16,))):
+        backbone = setting.flow_on(replace(TINY_2.data, image_size=size)).backbone
+        assert isinstance(backbone, UNetCfg)
+        assert backbone.attention_sizes == attends
+        require_attention(backbone, size // TINY_1.autoencoder.factor)
+
+
 @pytest.mark.slow
 def test_the_parts_of_training_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "PICTURES", 40)
     setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(repeats=1), CPU)
     report = Report()
-    for part in (training.precision, training.objectives, training.pipeline, training.waiting):
+    monkeypatch.setattr(training, "SIDES", (8,))
+    for part in (
+        training.layers, training.precision, training.objectives, training.pipeline, training.waiting, training.pixels,
+    ):  # fmt: skip
         part(setting, report)
     ratios = {key: value for key, value in report.numbers.items() if key.endswith("_ratio")}
     assert {"pipeline_to_bare_loop_ratio", "default_to_flow_ratio", "stage_2_bf16_to_fp32_ratio",
-            "wait_stage_1_folder_ratio", "wait_stage_2_icons64_ratio"} <= ratios.keys()  # fmt: skip
+            "wait_stage_1_folder_ratio", "wait_stage_2_icons64_ratio", "wavelet_up_8_bf16_ratio",
+            "pixels_128_to_64_ratio"} <= ratios.keys()  # fmt: skip
     assert all(0 < value < 1000 for value in ratios.values())
 
 

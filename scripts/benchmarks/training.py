@@ -35,6 +35,8 @@ from scripts.benchmarks.report import Report, elapsed, interleaved, peak
 from scripts.benchmarks.step import autocast, operations, stage_1_step, stage_2_step, timed
 
 PICTURES = 20_000
+SIDES = (8, 16, 32, 64)
+"""Of what the resampling layers see or make."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def layers(setting: Setting, report: Report) -> None:
     """Wavelet resampling, plain and with gates and band skips, beside convolutions of as many channels."""
     report.title("Wavelet down and up / stride-2 and nearest-neighbour convolution (as one), forward and backward")
     channels, rows, emb = 64, 32, 256
-    for size in (8, 16, 32, 64):
+    for size in SIDES:
         for dtype in (torch.float32, torch.bfloat16):
             name = "fp32" if dtype == torch.float32 else "bf16"
             layers = {
