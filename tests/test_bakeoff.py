@@ -173,13 +173,15 @@ def test_a_training_that_fails_keeps_none_of_the_others_from_the_table(
 
 def test_nothing_begins_any_more_after_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began: list[str] = []
-    stopped = Event()
+    at_work, stopped = Event(), Event()
 
     def work(folder: Path, threads: int) -> None:
         began.append(folder.name)
+        at_work.set()
         stopped.wait(10)
 
     def interrupted(_: object) -> object:
+        at_work.wait(10)
         Timer(0.3, stopped.set).start()
         raise KeyboardInterrupt
 

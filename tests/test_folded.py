@@ -7,22 +7,28 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.shipped import checkpoint_path
+from diffusion import DiffusionModule
 from models.conv import Conv3x3
 from models.folded import Folded, keep_folded
 from models.resampling import NearestConv
 from models.wavelet import WaveletDown, WaveletUp
+from scripts.mask_model import load_mask_model
 
 ROWS, CHANNELS, EMB = 3, 4, 8
 EMBEDDING, FINE = torch.randn(ROWS, EMB), torch.randn(ROWS, CHANNELS, 4, 4)
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor]]] = {
     "conv": (lambda: Conv3x3(CHANNELS, 5), lambda layer, x: layer(x)),
     "nearest": (lambda: NearestConv(CHANNELS, 5), lambda layer, x: layer(x)),
-    "down": (lambda: WaveletDown(CHANNELS, EMB, gates=False), lambda layer, x: layer(x, EMBEDDING)),
+    "down": (lambda: WaveletDown(CHANNELS, EMB, gates=False), lambda layer, x: layer(x, EMBEDDING.to(x.dtype))),
     "up": (
         lambda: WaveletUp(CHANNELS, CHANNELS, EMB, gates=False, band_skips=False),
-        lambda layer, x: layer(x, EMBEDDING, FINE),
+        lambda layer, x: layer(x, EMBEDDING.to(x.dtype), FINE.to(x.dtype)),
     ),
-    "up with skips": (lambda: WaveletUp(CHANNELS, CHANNELS, EMB), lambda layer, x: layer(x, EMBEDDING, FINE)),
+    "up with skips": (
+        lambda: WaveletUp(CHANNELS, CHANNELS, EMB),
+        lambda layer, x: layer(x, EMBEDDING.to(x.dtype), FINE.to(x.dtype)),
+    ),
 }
 
 
@@ -69,13 +75,9 @@ def test_every_number_and_memory_format_has_its_own(layers: tuple[Folded, nn.Mod
 
 def test_weights_that_are_converted_are_folded_anew(layers: tuple[Folded, nn.Module, Callable[..., Tensor]]) -> None:
     kept, plain, call = layers
-    x = inputs()
-    call(kept, x)
-    for layer in (kept, plain):
-        layer.double()
-    fine, embedding = FINE.double(), EMBEDDING.double()
-    arguments = (x.double(), embedding, fine)[: 1 + 2 * isinstance(kept, WaveletUp) + isinstance(kept, WaveletDown)]
-    assert torch.equal(kept(*arguments), plain(*arguments))
+    call(kept, inputs())
+    x = inputs(torch.double)
+    assert torch.equal(call(kept.double(), x), call(plain.double(), x))
 
 
 def test_what_was_kept_in_inference_mode_serves_gradients_too(
@@ -88,6 +90,15 @@ def test_what_was_kept_in_inference_mode_serves_gradients_too(
     x = inputs().requires_grad_()
     (own,), (other,) = (torch.autograd.grad(call(layer, x).square().sum(), x) for layer in (kept, plain))
     torch.testing.assert_close(own, other, rtol=1e-6, atol=1e-6)
+
+
+def test_a_model_to_draw_with_keeps_them_and_one_to_train_does_not(tiny_diffusion: DiffusionModule) -> None:
+    drawing = [layer for layer in load_mask_model(checkpoint_path("animals")).modules() if isinstance(layer, Folded)]
+    training = [layer for layer in tiny_diffusion.modules() if isinstance(layer, Folded)]
+    assert drawing
+    assert training
+    assert all(layer.kept is not None for layer in drawing)
+    assert all(layer.kept is None for layer in training)
 
 
 def test_training_sees_weights_as_they_are() -> None:

@@ -96,7 +96,16 @@ def test_an_environment_that_is_not_whole_is_made_anew(project: Path, found: str
     assert NEW_VENV in calls
     assert calls.splitlines()[-1].startswith(".venv/bin/python -m pip install ")
     assert shell("setup", project=project, PYTHON=str(python)) == (0, "")
+    assert "so PIP_ARGS changes nothing" in shell("setup", project=project, PIP_ARGS="--extra-index-url x")[1]
     assert (project / "calls").read_text() == calls
+
+
+@pytest.mark.parametrize(("words", "installs"), [((), True), (("--port", "1"), True), (("--help",), False)])
+def test_the_pages_help_installs_no_page(project: Path, words: tuple[str, ...], installs: bool) -> None:
+    set_up_already(project)
+    program(project / "scripts/setup.sh", 'echo "setup $*" >>calls\n')
+    assert shell("demo", *words, project=project)[0] == 0
+    assert ("setup --demo" in (project / "calls").read_text()) == installs
 
 
 def test_an_environment_without_pip_gets_it_and_loses_nothing(project: Path) -> None:
