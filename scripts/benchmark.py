@@ -8,8 +8,11 @@ import os
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from configs.autoencoder_cfg import Stage1Cfg
@@ -22,6 +25,7 @@ from configs.sampler_cfg import FlowCfg, Sampler, ShortcutCfg
 from scripts.run import refuse_kindly
 
 REPEATS = 15
+SHM = "/dev/shm"
 LONGEST = 180.0
 """Seconds that timing the steps of a bakeoff may take, unless three repeats take longer."""
 
@@ -90,7 +94,6 @@ def measure(cfg: BenchmarkCfg) -> dict[str, Any]:
     device = choose_device(cfg.accelerator)
     stage_2 = STAGE_2[cfg.preset]()
     stage_1 = replace(STAGE_1[cfg.preset](), data=stage_2.data)
-    setting = training.Setting(stage_1, stage_2, cfg, device)
     report = Report()
     machine(report, device)
     parts: dict[str, Callable[..., None]] = {
@@ -99,10 +102,14 @@ def measure(cfg: BenchmarkCfg) -> dict[str, Any]:
         "pixels": training.pixels, "generation": generation.speed, "rivals": rivals.compare,
         "memory": generation.memory, "startup": startup.start,
     }  # fmt: skip
-    for name in cfg.only or PARTS:
-        parts[name](setting, report)
-        if cfg.json:
-            report.save(cfg.json)  # whatever comes after, this is kept
+    with ExitStack() as folders:
+        disk = Path(folders.enter_context(TemporaryDirectory()))
+        memory = Path(folders.enter_context(TemporaryDirectory(dir=SHM))) if os.access(SHM, os.W_OK) else None
+        setting = training.Setting(stage_1, stage_2, cfg, device, disk, memory)
+        for name in cfg.only or PARTS:
+            parts[name](setting, report)
+            if cfg.json:
+                report.save(cfg.json)  # whatever comes after, this is kept
     report.title("All")
     report.number("minutes", (time.perf_counter() - began) / 60)
     if cfg.json:

@@ -90,8 +90,8 @@ def test_the_counted_work_of_a_step_grows_with_its_rows() -> None:
     assert works[1] == pytest.approx(2 * works[0], rel=0.01)
 
 
-def test_larger_masks_attend_where_the_preset_does() -> None:
-    setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(), CPU)
+def test_larger_masks_attend_where_the_preset_does(tmp_path: Path) -> None:
+    setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(), CPU, tmp_path)
     for size, attends in ((32, (4,)), (64, (8,)), (128, (16,))):
         backbone = setting.flow_on(replace(TINY_2.data, image_size=size)).backbone
         assert isinstance(backbone, UNetCfg)
@@ -100,9 +100,9 @@ def test_larger_masks_attend_where_the_preset_does() -> None:
 
 
 @pytest.mark.slow
-def test_the_parts_of_training_run(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_parts_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "PICTURES", 40)
-    setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(repeats=1), CPU)
+    setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(repeats=1), CPU, tmp_path)
     report = Report()
     monkeypatch.setattr(training, "SIDES", (8,))
     for part in (

@@ -1,12 +1,11 @@
 """What generation costs: from prompts to files, beside the network and the decoder alone, and in memory."""
 
 import os
+import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,7 +24,6 @@ from scripts.seeded import Recipe
 ANIMALS = tuple(f"a {name}" for name in ("giraffe", "horse", "cat", "bird", "cow", "bear", "zebra", "dog", "sheep"))
 BATCH = 64
 MODEL = "animals"
-IN_MEMORY = Path("/dev/shm")
 ALONE = """
 import os, subprocess, sys
 child = subprocess.Popen(sys.argv[1:], stdout=subprocess.DEVNULL)
@@ -40,21 +38,15 @@ def shipped(device: torch.device, bf16: bool = False) -> MaskModel:
     return load_mask_model(checkpoint_path(MODEL), device, bf16)
 
 
-def in_memory() -> Path | None:
-    """A folder of Linux's file system in memory, if there is one: what a disk takes to make a file is not ours."""
-    return IN_MEMORY if os.access(IN_MEMORY, os.W_OK) else None
-
-
 def to_files(
-    module: MaskModel, count: int, steps: int, setting: Setting, under: Path | None = None, **options: Any
+    module: MaskModel, count: int, steps: int, setting: Setting, in_memory: bool = False, **options: Any
 ) -> float:
-    """Seconds of writing ``count`` masks, or up to eight more, into an empty folder (``under``: made there)."""
-    with tempfile.TemporaryDirectory(dir=under) as folder:
-        cfg = GenerateCfg(
-            MODEL, prompt=ANIMALS, num=-(-count // len(ANIMALS)), steps=(steps,), out=folder, batch_size=BATCH,
-            accelerator=setting.cfg.accelerator, **options,
-        )
-        return elapsed(lambda: generate_to_folder(module, cfg), setting.device)
+    """Seconds of writing ``count`` masks, or up to eight more, into an empty folder."""
+    cfg = GenerateCfg(
+        MODEL, prompt=ANIMALS, num=-(-count // len(ANIMALS)), steps=(steps,), out=str(setting.folder(in_memory)),
+        batch_size=BATCH, accelerator=setting.cfg.accelerator, **options,
+    )
+    return elapsed(lambda: generate_to_folder(module, cfg), setting.device)
 
 
 def bare(module: MaskModel, setting: Setting) -> Callable[[], object]:
@@ -89,31 +81,39 @@ def speed(setting: Setting, report: Report) -> None:
             draw_masks(module, plan, numbers, way, device)
 
     def write_all() -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            cfg = GenerateCfg(MODEL, prompt=ANIMALS, out=folder)
-            for _ in range(batches):
-                write_masks(Path(folder), plan, numbers, 1, masks, cfg)
+        cfg = GenerateCfg(MODEL, prompt=ANIMALS)
+        for _ in range(batches):
+            write_masks(setting.folder(), plan, numbers, 1, masks, cfg)
+
+    def make_files() -> None:
+        folder = setting.folder()
+        for number in range(count):
+            (part := folder / f".{number}.part").write_bytes(bytes(300))
+            os.replace(part, folder / f"{number}.png")
 
     times = interleaved(
         {
             "files": lambda: to_files(module, count, 1, setting, precision=precision) / count,
-            "files_in_memory": lambda: to_files(module, count, 1, setting, in_memory(), precision=precision) / count,
+            "files_in_memory": lambda: to_files(module, count, 1, setting, True, precision=precision) / count,
             "files_fp32": lambda: to_files(exact, count, 1, setting) / count,
             "bare": lambda: elapsed(lambda: [forward() for _ in range(batches)], device) / (BATCH * batches),
             "draw": lambda: elapsed(draw_all, device) / (BATCH * batches),
             "write": lambda: elapsed(write_all, device) / (BATCH * batches),
+            "file": lambda: elapsed(make_files, device) / count,
             "single": lambda: elapsed(lambda: draw_masks(module, plan, [0], way, device), device),
         },
         setting.cfg.rounds,
     )
     report.ratio("files_to_bare_networks", times["files"], times["bare"], "<= 1.3")
-    if in_memory():
+    if setting.memory:
         report.ratio("files_in_memory_to_bare_networks", times["files_in_memory"], times["bare"], "<= 1.3")
     in_turn = [draw + write for draw, write in zip(times["draw"], times["write"], strict=True)]
     report.ratio("files_to_draw_then_write", times["files"], in_turn)
     report.ratio("write_share_of_files", times["write"], times["files"])
     report.number("masks_per_second", 1 / min(times["files"]), "the fastest repeat")
     report.number("masks_per_second_fp32", 1 / min(times["files_fp32"]), "the fastest repeat")
+    report.number("file_milliseconds", 1000 * statistics.median(times["file"]),
+                  "ms, what the disk takes for a file; more while files were deleted in the last minutes")  # fmt: skip
     report.number("single_mask_milliseconds", 1000 * min(times["single"]), "ms, the shortest")
 
 
@@ -123,15 +123,13 @@ def memory(setting: Setting, report: Report) -> None:
     report.title(f"Peak memory of generating {many:,} masks / 1,000")
     peaks = {}
     for count in (1000, many):
-        with tempfile.TemporaryDirectory() as folder:
-            words = ["--checkpoint", MODEL, "--num", str(count // 10), "--steps", "1", "--out", folder, "--accelerator",
-                     setting.cfg.accelerator]  # fmt: skip
-            for name in (*ANIMALS, "an elephant"):
-                words += ["--prompt", name]
-            began = time.perf_counter()
-            command = [sys.executable, "-m", "scripts.generate_masks", *words]
-            peaks[count] = peak_memory(command)
-            report.number(f"memory_{count}_masks_mib", peaks[count], f"MiB, {time.perf_counter() - began:.0f} s")
+        words = ["--checkpoint", MODEL, "--num", str(count // 10), "--steps", "1", "--out", str(setting.folder()),
+                 "--accelerator", setting.cfg.accelerator]  # fmt: skip
+        for name in (*ANIMALS, "an elephant"):
+            words += ["--prompt", name]
+        began = time.perf_counter()
+        peaks[count] = peak_memory([sys.executable, "-m", "scripts.generate_masks", *words])
+        report.number(f"memory_{count}_masks_mib", peaks[count], f"MiB, {time.perf_counter() - began:.0f} s")
     report.ratio("memory_many_to_1000_masks", [peaks[many]], [peaks[1000]], "<= 1.1")
 
 

@@ -1,6 +1,5 @@
 """The same work with diffusers: a network and an autoencoder of equal parameters, in its own samplers."""
 
-import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 from configs.trainer_cfg import OptimCfg
 from models.hardware import faster_format
 from samplers import When
-from scripts.benchmarks.generation import ANIMALS, BATCH, in_memory, shipped, to_files
+from scripts.benchmarks.generation import ANIMALS, BATCH, shipped, to_files
 from scripts.benchmarks.report import Report, elapsed, interleaved
 from scripts.benchmarks.step import autocast, optimised, stage_2_step, timed
 from scripts.benchmarks.training import Setting
@@ -94,7 +93,7 @@ def sampled(unet: Any, vae: Any, scheduler: Any, steps: int, states: Tensor, noi
 
 def compare(setting: Setting, report: Report) -> None:
     """Generation and a training step of theirs beside ours."""
-    where = "in memory" if in_memory() else "on disk"
+    where = "in memory" if setting.memory else "on disk"
     report.title(f"diffusers' networks of equal parameters / ours (per mask, files {where}; per training step)")
     if find_spec("diffusers") is None:
         report.note("rivals", "not measured: diffusers is not installed (bash scripts/setup.sh --tests)")
@@ -125,12 +124,12 @@ def compare(setting: Setting, report: Report) -> None:
     samplers = {"ddim_50": (DDIMScheduler(), 50), "dpmpp_20": (DPMSolverMultistepScheduler(), 20)}
 
     def theirs(scheduler: Any, steps: int) -> float:
-        with tempfile.TemporaryDirectory(dir=in_memory()) as folder:
-            return elapsed(lambda: sampled(unet, vae, scheduler, steps, states, start, Path(folder)), device) / BATCH
+        folder = setting.folder(in_memory=True)
+        return elapsed(lambda: sampled(unet, vae, scheduler, steps, states, start, folder), device) / BATCH
 
     count = (256 if setting.cfg.quick else 1000) // len(ANIMALS) * len(ANIMALS)
     precision = "bf16" if setting.bf16 else "fp32"
-    runs = {"ours": lambda: to_files(module, count, 1, setting, in_memory(), precision=precision) / count}
+    runs = {"ours": lambda: to_files(module, count, 1, setting, True, precision=precision) / count}
     for name, how in samplers.items():
         runs[name] = partial(theirs, *how)
     times = interleaved(runs, max(2, setting.cfg.rounds // 3))

@@ -26,12 +26,10 @@ def start(setting: Setting, report: Report) -> None:
     for _ in range(repeats):
         for command in ("train_stage_2", "generate_masks"):
             found["help"].append(until(None, [command, "--help"]))
-        with tempfile.TemporaryDirectory() as folder:
-            marker = Path(folder) / "csv" / "metrics.csv"
-            found["first_training_step"].append(until(marker, [*training, "--train.run-dir", folder]))
-        with tempfile.TemporaryDirectory() as folder:
-            marker = Path(folder) / "a-cat-0000.png"
-            found["first_mask"].append(until(marker, [*drawing, "--out", folder]))
+        run, masks = setting.folder(), setting.folder()
+        training_step = until(run / "csv" / "metrics.csv", [*training, "--train.run-dir", str(run)])
+        found["first_training_step"].append(training_step)
+        found["first_mask"].append(until(masks / "a-cat-0000.png", [*drawing, "--out", str(masks)]))
     for (name, seconds), limit in zip(found.items(), (1.0, 15.0, 8.0), strict=True):
         report.number(f"{name}_seconds", min(seconds), "s, the shortest")
         report.ratio(f"{name}_to_limit", seconds, [limit] * len(seconds), "<= 1")

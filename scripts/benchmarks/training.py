@@ -1,12 +1,12 @@
 """What training costs: layers, precision, objectives, Lightning, waiting for data, and larger masks."""
 
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, repeat
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import numpy as np
@@ -47,6 +47,14 @@ class Setting:
     stage_2: Stage2Cfg
     cfg: BenchmarkCfg
     device: torch.device
+    disk: Path
+    memory: Path | None = None
+    """Folders for files, the second of Linux's file system in memory: what a disk takes to make a file is not ours."""
+
+    def folder(self, in_memory: bool = False) -> Path:
+        """A new folder on the disk, or in memory if there is such. It stays until all is measured: to make a file, ext4
+        looks at those that were deleted in the last minutes, so that one measurement would slow the next."""
+        return Path(mkdtemp(dir=self.memory if in_memory and self.memory else self.disk))
 
     @cached_property
     def bf16(self) -> bool:
@@ -216,16 +224,15 @@ def pipeline(setting: Setting, report: Report) -> None:
     inputs = tuple(value.to(setting.device) for value in probe.example_inputs(cfg.data.batch_size))
     last = faster_format("auto", probe.net, inputs, setting.bf16) == torch.channels_last
     cfg = replace(cfg, train=replace(train, channels_last="on" if last else "off"))  # the same for both
-    with tempfile.TemporaryDirectory() as folder:
-        data = MaskDataModule(cfg.data, 0)
-        data.setup()
-        module = Watched(cfg, AutoencoderModule(setting.stage_1))
-        set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
-        cache_latents(module, data, Path(folder))
-        module.watch(by_hand(cfg, setting, data))
-        trainer = build_trainer(cfg.train, Path(folder), "loss", "min", cfg.optim.clip_norm, [])
-        trainer.limit_val_batches = 0
-        trainer.fit(module, datamodule=data)
+    folder, data = setting.folder(), MaskDataModule(cfg.data, 0)
+    data.setup()
+    module = Watched(cfg, AutoencoderModule(setting.stage_1))
+    set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
+    cache_latents(module, data, folder)
+    module.watch(by_hand(cfg, setting, data))
+    trainer = build_trainer(cfg.train, folder, "loss", "min", cfg.optim.clip_norm, [])
+    trainer.limit_val_batches = 0
+    trainer.fit(module, datamodule=data)
     report.ratio("pipeline_to_bare_loop", module.ours[1:], module.theirs[1:], "<= 1.03")
 
 
@@ -264,23 +271,23 @@ def waiting(setting: Setting, report: Report) -> None:
     from PIL import Image
 
     report.title("Waiting for the next batch / step, stage 2 on cached latents and stage 1 on images")
-    with tempfile.TemporaryDirectory() as folder:
-        masks = np.random.default_rng(0).random((PICTURES, 8, 8)) > 0.5
-        for number, mask in enumerate(masks):
-            Image.fromarray(mask.repeat(4, 0).repeat(4, 1).astype(np.uint8) * 255).save(f"{folder}/{number}.png")
-        base = setting.stage_2.data
-        flips = AugmentCfg(hflip=0.5)
-        sets = {
-            "animals32": replace(base, source=EmbeddedSource("animals32"), image_size=32, augment=flips),
-            "icons64": replace(base, source=EmbeddedSource("icons64"), image_size=64, augment=AugmentCfg()),
-            "folder": replace(base, source=FolderSource(folder), image_size=32, augment=flips),
-        }
-        for name, data in sets.items():
-            began = time.perf_counter()
-            module = MaskDataModule(data, 0)
-            module.setup()
-            report.number(f"load_{name}_seconds", time.perf_counter() - began, f"s, {len(module.train_set):,} masks")
-            wait(setting, report, name, data, module)
+    folder = setting.folder()
+    masks = np.random.default_rng(0).random((PICTURES, 8, 8)) > 0.5
+    for number, mask in enumerate(masks):
+        Image.fromarray(mask.repeat(4, 0).repeat(4, 1).astype(np.uint8) * 255).save(folder / f"{number}.png")
+    base = setting.stage_2.data
+    flips = AugmentCfg(hflip=0.5)
+    sets = {
+        "animals32": replace(base, source=EmbeddedSource("animals32"), image_size=32, augment=flips),
+        "icons64": replace(base, source=EmbeddedSource("icons64"), image_size=64, augment=AugmentCfg()),
+        "folder": replace(base, source=FolderSource(str(folder)), image_size=32, augment=flips),
+    }
+    for name, data in sets.items():
+        began = time.perf_counter()
+        module = MaskDataModule(data, 0)
+        module.setup()
+        report.number(f"load_{name}_seconds", time.perf_counter() - began, f"s, {len(module.train_set):,} masks")
+        wait(setting, report, name, data, module)
 
 
 def wait(setting: Setting, report: Report, name: str, data: DataCfg, module: MaskDataModule) -> None:
