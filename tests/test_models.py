@@ -233,6 +233,18 @@ def test_attention_is_that_of_torch_with_a_mask(training: bool) -> None:
         torch.testing.assert_close(attention.sdpa(q, k, v, keep), expected, rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize("count", [4, 16, 64])
+def test_attention_of_few_pixels_in_bf16_is_computed_in_fp32(count: int) -> None:
+    q, k, v = (torch.randn(2, 3, length, 8).bfloat16() for length in (count, 20, 20))
+    keep = torch.rand(2, 20) > 0.3
+    with torch.inference_mode():
+        exact = attention.sdpa(q.float(), k.float(), v.float(), keep)
+        answer = attention.sdpa(q, k, v, keep)
+    assert answer.dtype == torch.bfloat16
+    torch.testing.assert_close(answer.float(), exact, rtol=0, atol=2e-2)
+    assert answer.equal(exact.bfloat16()) == (count <= attention.FEW)
+
+
 def test_xformers_off_cuda_warns_once_and_gives_torchs_attention() -> None:
     attention.xformers_kernel.cache_clear()
     with pytest.warns(UserWarning, match="CUDA only"):
