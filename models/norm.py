@@ -54,12 +54,11 @@ class NormBySums(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, act: bool) -> Tensor:
         v = pixels(x)
         rows, count, channels = v.shape
-        size = count * channels // groups
-        mean = grouped(v.sum(1), groups).sum(2) / size  # [B,G]
-        power = grouped((v * v).sum(1), groups).sum(2) / size
-        rate = (power - mean * mean).clamp_min_(0).add_(eps).rsqrt_()
-        by = grouped(weight, groups) * rate[:, :, None]  # [B,G,C/G]
-        plus = grouped(bias, groups) - by * mean[:, :, None]
+        moments = torch.stack([v.sum(1), (v * v).sum(1)]).view(2, rows, groups, channels // groups).sum(3, keepdim=True)
+        mean, power = moments.div_(count * channels // groups)  # [B,G,1] each
+        rate = torch.addcmul(power, mean, mean, value=-1).clamp_min_(0).add_(eps).rsqrt_()
+        by = rate * grouped(weight, groups)  # [B,G,C/G]
+        plus = torch.addcmul(grouped(bias, groups), mean, by, value=-1)
         by, plus = by.view(rows, 1, channels), plus.view(rows, 1, channels)
         ctx.save_for_backward(x, weight, mean, rate, by, plus)
         ctx.groups, ctx.act = groups, act
@@ -76,13 +75,13 @@ class NormBySums(torch.autograd.Function):
         if ctx.act:
             g = torch.ops.aten.silu_backward(g, torch.addcmul(plus, v, by))
         by_bias = grouped(g.sum(1), ctx.groups)  # [B,G,C/G]
-        by_weight = (grouped((g * v).sum(1), ctx.groups) - by_bias * mean[:, :, None]) * rate[:, :, None]
+        by_weight = torch.addcmul(grouped((g * v).sum(1), ctx.groups), by_bias, mean, value=-1) * rate
         weights = grouped(weight, ctx.groups)
-        along = (weights * by_weight).sum(2) * rate * rate / -size  # [B,G], by which x is in the gradient of x
-        always = (weights * by_bias).sum(2) * rate / -size - along * mean
+        along = (weights * by_weight).sum(2, keepdim=True) * rate * rate / -size  # [B,G,1]: x's part in its gradient
+        always = (weights * by_bias).sum(2, keepdim=True) * rate / -size - along * mean
 
         def spread(y: Tensor) -> Tensor:
-            return y[:, :, None].expand(by_bias.shape).reshape(rows, 1, channels)
+            return y.expand(by_bias.shape).reshape(rows, 1, channels)
 
         grad_x = torch.addcmul(spread(always), v, spread(along)).addcmul_(g, by)
         grad_weight, grad_bias = by_weight.view(rows, channels), by_bias.view(rows, channels)
