@@ -21,7 +21,8 @@ def sdpa(q: Tensor, k: Tensor, v: Tensor, keep: Tensor) -> Tensor:
         bias = torch.zeros(keep.shape, dtype=q.dtype).masked_fill_(~keep, float("-inf"))[:, None, None, :]
         if not torch.is_grad_enabled():  # torch's fused CPU kernel has a slow backward at the few tokens of a latent
             if q.dtype == torch.bfloat16 and q.shape[2] <= FEW:
-                return sdpa(q.float(), k.float(), v.float(), keep).to(q.dtype)
+                with torch.autocast("cpu", enabled=False):  # which would cast back
+                    return sdpa(q.float(), k.float(), v.float(), keep).to(q.dtype)
             return F.scaled_dot_product_attention(q, k, v, attn_mask=bias)
         scores = torch.matmul(q * q.shape[-1] ** -0.5, k.transpose(2, 3)) + bias  # [B,heads,N,M]
         return torch.matmul(scores.softmax(dim=3).to(v.dtype), v)

@@ -36,9 +36,10 @@ class GroupNorm(nn.GroupNorm):
                 weight, bias = weight * (1 + scale), torch.addcmul(shift, bias, 1 + scale)
             answer: Tensor = NormBySums.apply(input, weight, bias, self.num_groups, self.eps, self.act)
             return answer
-        # For bf16, channels last, torch's own kernel takes longer on a CPU than a convolution of the same tensor.
-        h = wide(input) if channels_last else input
-        h = F.group_norm(h, self.num_groups, self.weight, self.bias, self.eps)
+        if channels_last:  # for bf16, torch's own kernel takes longer on a CPU than a convolution of the same tensor
+            h = F.group_norm(wide(input), self.num_groups, self.weight, self.bias, self.eps)
+        else:
+            h = F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps).to(input.dtype)
         if scale is not None and shift is not None:
             h = torch.addcmul(shift[:, :, None, None], h, 1 + scale[:, :, None, None])
         return (F.silu(h) if self.act else h).to(input.dtype)

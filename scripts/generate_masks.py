@@ -129,8 +129,8 @@ def draw_share(
     """Draw and write this process's masks of a plan. Raises MaskFileError where one cannot be written.
 
     On a CPU a few batches are drawn at a time: the layers of a small network are too short for many threads to share,
-    and each has to wait for the slowest. One thread writes them: where two make files in one folder, the kernel has one
-    of them spin while the other works. A GPU draws one batch at a time, and several threads write.
+    and each has to wait for the slowest. One thread writes them: several would take the cores from those that draw. A
+    GPU draws one batch at a time, and several threads write.
     """
     import torch
     from tqdm import tqdm

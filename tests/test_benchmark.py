@@ -17,7 +17,7 @@ from configs.benchmark_cfg import BenchmarkCfg
 from configs.checks import ConfigError
 from configs.cli import parse
 from configs.sampler_cfg import FlowCfg
-from scripts.benchmarks import training
+from scripts.benchmarks import generation, rivals, training
 from scripts.benchmarks.generation import peak_memory
 from scripts.benchmarks.report import Report, interleaved, machine, meets
 from scripts.benchmarks.step import operations, stage_2_step
@@ -125,3 +125,22 @@ def test_the_peak_memory_of_a_command_is_its_own_and_not_what_this_process_holds
     assert nothing + 115 < much < nothing + 140
     with pytest.raises(subprocess.CalledProcessError):
         peak_memory([sys.executable, "-c", "raise SystemExit(3)"])
+
+
+@pytest.mark.slow
+def test_the_parts_of_generation_run_and_keep_their_files(tmp_path: Path) -> None:
+    pytest.importorskip("diffusers")
+    for name in ("disk", "memory"):
+        (tmp_path / name).mkdir()
+    cfg = BenchmarkCfg(repeats=1, quick=True)
+    setting = training.Setting(TINY_1, TINY_2, cfg, CPU, tmp_path / "disk", tmp_path / "memory")
+    report = Report()
+    generation.speed(setting, report)
+    rivals.compare(setting, report)
+    ratios = {key: value for key, value in report.numbers.items() if key.endswith("_ratio")}
+    assert {"files_to_bare_networks_ratio", "files_in_memory_to_bare_networks_ratio", "rival_ddim_50_to_ours_ratio",
+            "rival_dpmpp_20_to_ours_ratio", "rival_training_step_to_ours_ratio"} <= ratios.keys()  # fmt: skip
+    assert ratios["rival_ddim_50_to_ours_ratio"] > ratios["rival_dpmpp_20_to_ours_ratio"] > 1
+    grids = {name: list((tmp_path / name).glob("*/grid.png")) for name in ("disk", "memory")}
+    assert len(grids["disk"]) == 4  # once to warm up and once to measure, in either number format
+    assert len(grids["memory"]) == 2 + 3  # and beside diffusers' networks, where two are measured

@@ -102,6 +102,16 @@ def test_an_environment_that_is_not_whole_is_made_anew(project: Path, found: str
     assert (project / "calls").read_text() == calls
 
 
+def test_a_stop_while_it_compiles_leaves_no_word_that_all_is_there(project: Path) -> None:
+    stopped = PYTHON + 'if [ "$2" = compileall ]; then kill -INT "$PPID"; exit 1; fi\n'
+    python = program(project.parent / "python", stopped)
+    assert shell("setup", project=project, PYTHON=str(python))[0] == 130
+    assert not (project / ".venv/.installed").exists()
+    program(project / ".venv/bin/python", PYTHON)
+    assert shell("setup", project=project)[0] == 0
+    assert (project / ".venv/.installed").exists()
+
+
 @pytest.mark.parametrize(("words", "installs"), [((), True), (("--port", "1"), True), (("--help",), False)])
 def test_the_pages_help_installs_no_page(project: Path, words: tuple[str, ...], installs: bool) -> None:
     set_up_already(project)

@@ -113,7 +113,7 @@ def speed(setting: Setting, report: Report) -> None:
     report.number("masks_per_second", 1 / min(times["files"]), "the fastest repeat")
     report.number("masks_per_second_fp32", 1 / min(times["files_fp32"]), "the fastest repeat")
     report.number("file_milliseconds", 1000 * statistics.median(times["file"]),
-                  "ms, what the disk takes for a file; more while files were deleted in the last minutes")  # fmt: skip
+                  "ms, what the disk takes for a file; more where many were deleted in the last minutes")  # fmt: skip
     report.number("single_mask_milliseconds", 1000 * min(times["single"]), "ms, the shortest")
 
 
