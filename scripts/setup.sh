@@ -36,11 +36,8 @@ else
   "$python" -m venv .venv >&2
 fi
 echo "setup: installing $wanted into .venv (once; torch is large)" >&2
+# pip compiles what it installs: a command then starts in half the time, also where it may not write here (a container's
+# user) or is told not to (PYTHONDONTWRITEBYTECODE).
 # shellcheck disable=SC2086  # PIP_ARGS is a list of words
-.venv/bin/python -m pip install --disable-pip-version-check --no-compile --progress-bar on ${PIP_ARGS:-} -r "$wanted" >&2
-# On all cores, where pip takes one. A command then starts in half the time, also where it may not write here (a container's
-# user) or is told not to (PYTHONDONTWRITEBYTECODE). Some packages carry files that do not compile.
-echo "setup: compiling what was installed" >&2
-trap 'exit 130' INT  # compileall ends as if some file did not compile
-.venv/bin/python -m compileall -q -j 0 .venv/lib >/dev/null 2>&1 || true
+.venv/bin/python -m pip install --disable-pip-version-check --progress-bar on ${PIP_ARGS:-} -r "$wanted" >&2
 cp "$wanted" "$stamp"
