@@ -21,8 +21,12 @@ from scripts.run import refuse_kindly
 if TYPE_CHECKING:
     import numpy as np
 
+    from data.masks import MaskSet
+
 PROMPTS, EACH = 8, 8  # rows and columns of the picture
-JUDGED = 256  # masks per step count
+JUDGED = 256  # masks per step count, where the time is enough for as many
+JUDGE_STEPS = 500  # of the classifier's training, likewise
+LEAST_JUDGED, LEAST_JUDGE_STEPS = 64, 50  # with less, judging says nothing
 FEWEST = 50  # masks in the folder, for its held-out tenth to say something
 
 
@@ -68,7 +72,7 @@ def quickstart(cfg: QuickstartCfg) -> Path:
     train_stage_2(replace(stage_2, train=train_2), "quickstart")
     print("== 4 of 4: masks in 1, 4 and 32 steps", flush=True)
     checkpoint = out / "stage2" / "last.ckpt"
-    draw_and_judge(checkpoint, prompts, len(load_splits(stage_2.data)[1]), out)
+    draw_and_judge(checkpoint, prompts, load_splits(stage_2.data), out, began + 60 * cfg.minutes)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(
         f"\nDone in {minutes} min {seconds} s. Look at {out / 'masks' / 'grid.png'} (rows: prompts, blocks: steps).\n"
@@ -142,8 +146,14 @@ def crisp_shares(masks: np.ndarray) -> dict[int, float]:
     return shares
 
 
-def draw_and_judge(checkpoint: Path, prompts: list[str], held_out: int, out: Path) -> None:
-    """Masks of the most frequent prompts, and evaluation.json with its table, where there are enough held-out masks."""
+def draw_and_judge(
+    checkpoint: Path, prompts: list[str], splits: tuple[MaskSet, MaskSet], out: Path, until: float
+) -> None:
+    """Masks of the most frequent prompts, and evaluation.json with its table, where there are enough held-out masks.
+
+    Of the time that then is left ``until`` that of the monotonic clock, half each goes into training the classifier
+    and drawing what it judges, or less if that is enough.
+    """
     from scripts.evaluate import main as evaluate
     from scripts.generate_masks import main as generate
 
@@ -151,12 +161,34 @@ def draw_and_judge(checkpoint: Path, prompts: list[str], held_out: int, out: Pat
     frequent = [" ".join(prompt.split()) for prompt, _ in Counter(prompts).most_common(PROMPTS)]
     listed = out / "prompts.txt"
     listed.write_text("".join(f"{prompt or FolderSource.default_prompt}\n" for prompt in frequent), encoding="utf-8")
+    began = time.monotonic()
     generate([
         "--checkpoint", str(checkpoint), "--prompts-file", str(listed), "--num", str(EACH), "--out", str(out / "masks"),
         *steps,
     ])  # fmt: skip
-    if len(prompts) >= FEWEST and held_out >= 2:  # the tenth is drawn by content: it can be one mask, or none
-        evaluate(["--checkpoint", str(checkpoint), "--num", str(JUDGED), "--classifier-steps", "500", *steps])
+    drawn = time.monotonic() - began
+    train, held_out = splits
+    if len(prompts) < FEWEST or len(held_out) < 2:  # the tenth is drawn by content: it can be one mask, or none
+        return
+    half = (until - time.monotonic()) / 2
+    judged = min(JUDGED, max(LEAST_JUDGED, int(half / drawn * EACH * len(frequent))))
+    evaluate(["--checkpoint", str(checkpoint), "--num", str(judged),
+              "--classifier-steps", str(judge_steps(train, half)), *steps])  # fmt: skip
+
+
+def judge_steps(train: MaskSet, seconds: float) -> int:
+    """How many steps of training a classifier take about as many seconds, from LEAST_JUDGE_STEPS to JUDGE_STEPS."""
+    import torch
+
+    from metrics.classifier import train_classifier
+    from metrics.judge import is_classes
+
+    if not is_classes(train.prompts):
+        return JUDGE_STEPS  # of none
+    began, tried = time.monotonic(), 10
+    train_classifier(torch.from_numpy(train.images), train.prompts, steps=tried, progress=False)
+    each = (time.monotonic() - began) / tried
+    return min(JUDGE_STEPS, max(LEAST_JUDGE_STEPS, int(seconds / each) - tried))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ from configs.presets import TRAJECTORY
 from configs.quickstart_cfg import Facts, QuickstartCfg, own_masks, trained
 from configs.shipped import checkpoint_path
 from data.fit import fit_masks
+from data.masks import MaskSet
 from diffusion import load_diffusion
 from metrics.geometry import adherence
 from metrics.grammar import COUNTS, PLACES, SHAPES, SIZES, Geometry
@@ -130,16 +131,61 @@ def test_a_folder_without_captions_becomes_a_model_that_was_asked_for_its_geomet
     assert "is not an empty folder" in capsys.readouterr().err
 
 
+class Clock:
+    """Time that passes where a test says so."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.now = 0.0
+        monkeypatch.setattr(quickstart.time, "monotonic", lambda: self.now)
+
+    def takes(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def masks_of(prompts: list[str]) -> MaskSet:
+    return MaskSet(np.zeros((len(prompts), 8, 8), np.uint8), prompts, [str(i) for i in range(len(prompts))])
+
+
 @pytest.mark.parametrize(("masks", "held_out"), [(50, 0), (50, 1), (49, 9), (50, 2)])
 def test_masks_are_drawn_also_where_too_few_are_held_out_to_be_judged(
     masks: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     called: list[str] = []
+    clock = Clock(monkeypatch)
     monkeypatch.setattr("scripts.evaluate.main", lambda words: called.append("judged"))
-    monkeypatch.setattr("scripts.generate_masks.main", lambda words: called.append("drawn"))
-    quickstart.draw_and_judge(tmp_path / "last.ckpt", ["a cat"] * (masks - 1) + [""], held_out, tmp_path)
+
+    def generate(words: list[str]) -> None:
+        called.append("drawn")
+        clock.takes(1)
+
+    monkeypatch.setattr("scripts.generate_masks.main", generate)
+    splits = masks_of(["a cat"] * 5), masks_of(["a cat"] * held_out)
+    quickstart.draw_and_judge(tmp_path / "last.ckpt", ["a cat"] * (masks - 1) + [""], splits, tmp_path, 60)
     assert called == ["drawn", "judged"][: 1 + (masks == 50 and held_out == 2)]
     assert (tmp_path / "prompts.txt").read_text() == "a cat\nBinary Mask\n"
+
+
+@pytest.mark.parametrize(("left", "judged", "steps"), [
+    (1000.0, 256, 500),  # what is judged where time is no question
+    (60.0, 96, 290),  # half of a minute: 16 masks take 5 seconds, and a step 0.1
+    (2.0, 64, 50),
+    (-30.0, 64, 50),
+])  # fmt: skip
+def test_judging_takes_the_time_that_is_left_for_it(
+    left: float, judged: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[list[str]] = []
+    clock = Clock(monkeypatch)
+    monkeypatch.setattr("scripts.generate_masks.main", lambda words: clock.takes(5))
+    monkeypatch.setattr("scripts.evaluate.main", told.append)
+    monkeypatch.setattr("metrics.classifier.train_classifier", lambda *_, steps, progress: clock.takes(0.1 * steps))
+    prompts = ["a cat", "a dog"] * 40
+    quickstart.draw_and_judge(
+        tmp_path / "last.ckpt", prompts, (masks_of(prompts), masks_of(prompts[:8])), tmp_path, left + 5
+    )
+    words = told[0]
+    assert int(words[words.index("--num") + 1]) == judged
+    assert int(words[words.index("--classifier-steps") + 1]) == steps
 
 
 def test_a_folder_that_cannot_be_trained_on_is_refused_and_nothing_is_made(
