@@ -18,6 +18,7 @@ from configs.checks import ConfigError
 from configs.cli import parse
 from configs.sampler_cfg import FlowCfg
 from scripts.benchmarks import generation, rivals, training
+from scripts.benchmarks import report as report_module
 from scripts.benchmarks.generation import peak_memory
 from scripts.benchmarks.report import Report, interleaved, machine, meets
 from scripts.benchmarks.step import operations, stage_2_step
@@ -102,9 +103,11 @@ def test_larger_masks_attend_where_the_preset_does(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_parts_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "PICTURES", 40)
+    monkeypatch.setattr(training, "bf16_to_fp32", lambda: 1.0)  # also where it is emulated
     setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(repeats=1), CPU, tmp_path)
     report = Report()
-    monkeypatch.setattr(training, "SIDES", (8,))
+    for where, name, few in ((training, "SIDES", (8,)), (training, "PASSES", 1), (report_module, "TRIES", 1)):
+        monkeypatch.setattr(where, name, few)
     for part in (
         training.layers, training.precision, training.objectives, training.pipeline, training.waiting, training.pixels,
     ):  # fmt: skip
@@ -114,6 +117,19 @@ def test_the_parts_of_training_run(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             "wait_stage_1_folder_ratio", "wait_stage_2_icons64_ratio", "wavelet_up_8_bf16_ratio",
             "pixels_128_to_64_ratio"} <= ratios.keys()  # fmt: skip
     assert all(0 < value < 1000 for value in ratios.values())
+
+
+def test_where_bf16_is_emulated_it_is_not_waited_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "bf16_to_fp32", lambda: 10.2)
+    monkeypatch.setattr(training, "SIDES", (8,))
+    monkeypatch.setattr(training, "peak", lambda *_: 1e9)
+    setting = training.Setting(TINY_1, TINY_2, BenchmarkCfg(repeats=1), CPU, tmp_path)
+    report = Report()
+    training.layers(setting, report)
+    training.precision(setting, report)
+    assert report.numbers["bf16"] == "not measured: emulated here, at 10 times the time of fp32"
+    assert {"wavelet_up_8_fp32_ratio", "stage_1_fp32_share_of_conv_peak_ratio"} <= report.numbers.keys()
+    assert not any("bf16" in key for key in report.numbers if key != "bf16")
 
 
 def test_the_peak_memory_of_a_command_is_its_own_and_not_what_this_process_holds() -> None:
@@ -128,8 +144,10 @@ def test_the_peak_memory_of_a_command_is_its_own_and_not_what_this_process_holds
 
 
 @pytest.mark.slow
-def test_the_parts_of_generation_run_and_keep_their_files(tmp_path: Path) -> None:
+def test_the_parts_of_generation_run_and_keep_their_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("diffusers")
+    for part in (generation, rivals):
+        monkeypatch.setattr(part, "BATCH", 4)
     for name in ("disk", "memory"):
         (tmp_path / name).mkdir()
     cfg = BenchmarkCfg(repeats=1, quick=True)

@@ -16,6 +16,8 @@ import torch
 
 FEWEST = 3
 """Repeats, where time is short."""
+TRIES = 20
+"""Of which the fastest counts as this machine's peak."""
 
 
 def elapsed(run: Callable[[], object], device: torch.device) -> float:
@@ -102,7 +104,7 @@ def machine(report: Report, device: torch.device) -> None:
 
 
 def peak(dtype: torch.dtype, device: torch.device, kind: str) -> float:
-    """Floating-point operations per second of a large product ("matmul") or 3x3 convolution ("conv"), best of 20."""
+    """Floating-point operations per second of a large product ("matmul") or 3x3 convolution ("conv"), the best try."""
     if kind == "matmul":
         side = 1024 if device.type == "cpu" else 8192
         a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -113,4 +115,4 @@ def peak(dtype: torch.dtype, device: torch.device, kind: str) -> float:
         conv = torch.nn.Conv2d(256, 256, 3, padding=1, device=device, dtype=dtype).to(memory_format=torch.channels_last)
         work, run = 2 * rows * 32 * 32 * 9 * 256**2, lambda: conv(x)
     with torch.inference_mode():
-        return work / min(elapsed(run, device) for _ in range(20))
+        return work / min(elapsed(run, device) for _ in range(TRIES))

@@ -115,7 +115,7 @@ def compare(setting: Setting, report: Report) -> None:
         with torch.inference_mode():
             return elapsed(lambda: unet(noise.to(dtype), 1, encoder_hidden_states=cond.tokens.to(dtype)), device)
 
-    ways = [(dtype, layout) for dtype in (torch.float32, torch.bfloat16) for layout in LAYOUTS]
+    ways = [(dtype, layout) for dtype in setting.formats.values() for layout in LAYOUTS]
     seconds = interleaved({str(way): partial(one_step, *way) for way in ways}, 3)
     dtype, layout = min(ways, key=lambda way: min(seconds[str(way)]))
     report.note("rival_dtype", f"{dtype}, {layout}")
@@ -127,7 +127,7 @@ def compare(setting: Setting, report: Report) -> None:
         folder = setting.folder(in_memory=True)
         return elapsed(lambda: sampled(unet, vae, scheduler, steps, states, start, folder), device) / BATCH
 
-    count = (256 if setting.cfg.quick else 1000) // len(ANIMALS) * len(ANIMALS)
+    count = (4 * BATCH if setting.cfg.quick else 1000) // len(ANIMALS) * len(ANIMALS)
     precision = "bf16" if setting.bf16 else "fp32"
     runs = {"ours": lambda: to_files(module, count, 1, setting, True, precision=precision) / count}
     for name, how in samplers.items():

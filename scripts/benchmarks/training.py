@@ -25,7 +25,7 @@ from data.module import MaskDataModule
 from diffusion import DiffusionModule
 from metrics.classifier import multiplies_bf16
 from models.ema import ema_update_
-from models.hardware import bf16_is_fast, faster_format, set_memory_format
+from models.hardware import bf16_is_fast, bf16_to_fp32, faster_format, set_memory_format
 from models.optim import build_optimizer
 from models.resampling import ConvDown, ConvUp
 from models.wavelet import WaveletDown, WaveletUp
@@ -37,6 +37,10 @@ from scripts.benchmarks.step import autocast, operations, stage_1_step, stage_2_
 PICTURES = 20_000
 SIDES = (8, 16, 32, 64)
 """Of what the resampling layers see or make."""
+PASSES = 10
+"""Of such a layer, timed together."""
+EMULATED = 5.0
+"""Times what float32 takes: from there on, bfloat16 is nothing that one would use or wait for."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,16 @@ class Setting:
         """Whether bf16 is what a training would choose here."""
         return bf16_is_fast(self.device.type)
 
+    @cached_property
+    def formats(self) -> dict[str, torch.dtype]:
+        """Name -> number format, for all that are worth measuring here."""
+        emulated = self.device.type == "cpu" and bf16_to_fp32() > EMULATED
+        return {"fp32": torch.float32} if emulated else {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+    def note_formats(self, report: Report) -> None:
+        if "bf16" not in self.formats:
+            report.note("bf16", f"not measured: emulated here, at {bf16_to_fp32():.0f} times the time of fp32")
+
     @property
     def flow(self) -> Stage2Cfg:
         """The preset under plain flow matching."""
@@ -78,10 +92,10 @@ class Setting:
 def layers(setting: Setting, report: Report) -> None:
     """Wavelet resampling, plain and with gates and band skips, beside convolutions of as many channels."""
     report.title("Wavelet down and up / stride-2 and nearest-neighbour convolution (as one), forward and backward")
+    setting.note_formats(report)
     channels, rows, emb = 64, 32, 256
     for size in SIDES:
-        for dtype in (torch.float32, torch.bfloat16):
-            name = "fp32" if dtype == torch.float32 else "bf16"
+        for name, dtype in setting.formats.items():
             layers = {
                 "down": (WaveletDown(channels, emb, gates=False), WaveletDown(channels, emb), ConvDown(channels)),
                 "up": (
@@ -116,7 +130,7 @@ class NearestThenConv(nn.Module):
 def layer_run(
     layer: nn.Module, rows: int, channels: int, size: int, emb: int, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], float]:
-    """Seconds of ten forward and backward passes of a resampling layer, filters laid out channels last."""
+    """Seconds of PASSES forward and backward passes of a resampling layer, filters laid out channels last."""
     layer = layer.to(device, dtype).to(memory_format=torch.channels_last)
     x = torch.randn(rows, channels, size, size, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     x.requires_grad_()
@@ -126,7 +140,7 @@ def layer_run(
     fine = fine.to(memory_format=torch.channels_last)
 
     def run() -> None:
-        for _ in range(10):
+        for _ in range(PASSES):
             y = layer(x, e) if down else layer(x, e, fine)
             y.sum().backward()
 
@@ -137,18 +151,19 @@ def precision(setting: Setting, report: Report) -> None:
     """bf16 and the chosen memory format beside fp32 as torch has it, and the share of this machine's peak."""
     device, rounds = setting.device, setting.cfg.rounds
     report.title("A training step with bf16 and the faster memory format / with fp32 in torch's own format")
+    setting.note_formats(report)
     goal = "<= 0.5" if device.type == "cpu" and multiplies_bf16() else ""  # asked of CPUs with AMX
     steps = {}
-    for name, layout in (("bf16", "auto"), ("fp32", "off")):
-        how: Any = {"bf16": name == "bf16", "device": device, "layout": layout}
+    for name in setting.formats:
+        how: Any = {"bf16": name == "bf16", "device": device, "layout": "auto" if name == "bf16" else "off"}
         steps[f"stage_2_{name}"] = stage_2_step(setting.flow, setting.stage_1, **how)
         steps[f"stage_1_{name}"] = stage_1_step(setting.stage_1, **how)
     times = interleaved({name: timed(step, device) for name, step in steps.items()}, rounds)
-    for stage in ("stage_2", "stage_1"):
+    for stage in ("stage_2", "stage_1") if "bf16" in setting.formats else ():
         report.ratio(f"{stage}_bf16_to_fp32", times[f"{stage}_bf16"], times[f"{stage}_fp32"], goal)
 
     report.title("Work of a step, and its share of the largest product's and convolution's speed here")
-    for name, dtype in (("bf16", torch.bfloat16), ("fp32", torch.float32)):
+    for name, dtype in setting.formats.items():
         speeds = {kind: peak(dtype, device, kind) for kind in ("matmul", "conv")}
         for kind, speed in speeds.items():
             report.number(f"{kind}_peak_{name}_gflops", speed / 1e9, "GFLOP/s")
