@@ -1,5 +1,6 @@
 """Measuring: which parts, how thoroughly, and where the numbers go."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -42,3 +43,8 @@ class BenchmarkCfg:
     def rounds(self) -> int:
         """Interleaved repeats of each comparison."""
         return self.repeats or (5 if self.quick else 15)
+
+    @property
+    def seconds(self) -> float:
+        """What one comparison may take where there are more than three repeats."""
+        return 10.0 if self.quick and not self.repeats else math.inf

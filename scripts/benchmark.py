@@ -110,7 +110,9 @@ def measure(cfg: BenchmarkCfg) -> dict[str, Any]:
         memory = Path(folders.enter_context(TemporaryDirectory(dir=SHM))) if roomy else None
         setting = training.Setting(stage_1, stage_2, cfg, device, disk, memory)
         for name in cfg.only or PARTS:
+            started = time.perf_counter()
             parts[name](setting, report)
+            report.number(f"{name}_minutes", (time.perf_counter() - started) / 60)
             if cfg.json:
                 report.save(cfg.json)  # whatever comes after, this is kept
     report.title("All")

@@ -13,7 +13,7 @@ import torch
 from configs.generate_cfg import GenerateCfg
 from configs.shipped import checkpoint_path
 from samplers import Guidance
-from scripts.benchmarks.report import Report, elapsed, interleaved
+from scripts.benchmarks.report import Report, elapsed
 from scripts.benchmarks.step import autocast
 from scripts.benchmarks.training import Setting
 from scripts.generate_masks import draw_masks, generate_to_folder, write_masks
@@ -91,7 +91,7 @@ def speed(setting: Setting, report: Report) -> None:
             (part := folder / f".{number}.part").write_bytes(bytes(300))
             os.replace(part, folder / f"{number}.png")
 
-    times = interleaved(
+    times = setting.interleaved(
         {
             "files": lambda: to_files(module, count, 1, setting, precision=precision) / count,
             "files_in_memory": lambda: to_files(module, count, 1, setting, True, precision=precision) / count,
@@ -101,8 +101,7 @@ def speed(setting: Setting, report: Report) -> None:
             "write": lambda: elapsed(write_all, device) / (BATCH * batches),
             "file": lambda: elapsed(make_files, device) / count,
             "single": lambda: elapsed(lambda: draw_masks(module, plan, [0], way, device), device),
-        },
-        setting.cfg.rounds,
+        }
     )
     report.ratio("files_to_bare_networks", times["files"], times["bare"], "<= 1.3")
     if setting.memory:

@@ -142,7 +142,7 @@ def compare(setting: Setting, report: Report) -> None:
         device=device, layout="auto",
     )
     other = their_step(unet.float().train(), data.batch_size, module, setting)
-    times = interleaved({"ours": timed(ours, device), "theirs": timed(other, device)}, setting.cfg.rounds)
+    times = setting.interleaved({"ours": timed(ours, device), "theirs": timed(other, device)})
     report.ratio("rival_training_step_to_ours", times["theirs"], times["ours"], ">= 1.5")
 
 

@@ -18,7 +18,8 @@ def start(setting: Setting, report: Report) -> None:
     report.title("Start-up / its limit: --help 1 s, first training step 15 s, first mask 8 s")
     repeats = 1 if setting.cfg.quick else 3
     accelerator = setting.cfg.accelerator
-    training = ["train_stage_2", "animals-tiny", "--init", "animals", "--train.max-steps", "1000", "--train.previews",
+    # Few steps, so that a training whose benchmark was killed ends soon.
+    training = ["train_stage_2", "animals-tiny", "--init", "animals", "--train.max-steps", "50", "--train.previews",
                 "False", "--train.accelerator", accelerator, "--train.log-every", "1"]  # fmt: skip
     drawing = ["generate_masks", "--checkpoint", "animals", "--prompt", "a cat", "--num", "1",
                "--accelerator", accelerator]  # fmt: skip

@@ -1,7 +1,7 @@
 """What training costs: layers, precision, objectives, Lightning, waiting for data, and larger masks."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain, repeat
@@ -31,14 +31,14 @@ from models.resampling import ConvDown, ConvUp
 from models.wavelet import WaveletDown, WaveletUp
 from samplers import When
 from scripts import benchmark
-from scripts.benchmarks.report import Report, elapsed, interleaved, peak
+from scripts.benchmarks.report import FEWEST, Report, elapsed, interleaved, peak
 from scripts.benchmarks.step import autocast, operations, stage_1_step, stage_2_step, timed
 
 PICTURES = 20_000
 SIDES = (8, 16, 32, 64)
 """Of what the resampling layers see or make."""
 PASSES = 10
-"""Of such a layer, timed together."""
+"""Of such a layer at the smallest size, timed together; fewer at larger ones."""
 EMULATED = 5.0
 """Times what float32 takes: from there on, bfloat16 is nothing that one would use or wait for."""
 
@@ -59,6 +59,10 @@ class Setting:
         """A new folder on the disk, or in memory if there is such. It stays until all is measured: to make a file, ext4
         looks at those that were deleted in the last minutes, so that one measurement would slow the next."""
         return Path(mkdtemp(dir=self.memory if in_memory and self.memory else self.disk))
+
+    def interleaved(self, runs: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
+        """Seconds of each run, as often as the config says."""
+        return interleaved(runs, self.cfg.rounds, self.cfg.seconds)
 
     @cached_property
     def bf16(self) -> bool:
@@ -109,7 +113,7 @@ def layers(setting: Setting, report: Report) -> None:
                     key: layer_run(layer, rows, channels, half, emb, dtype, setting.device)
                     for key, layer in zip(("wavelet", "gated", "conv", "one_by_one"), kinds, strict=False)
                 }
-                times = interleaved(runs, setting.cfg.rounds)
+                times = setting.interleaved(runs)
                 report.ratio(f"wavelet_{kind}_{size}_{name}", times["wavelet"], times["conv"], "<= 1")
                 report.ratio(f"gated_wavelet_{kind}_{size}_{name}", times["gated"], times["conv"])
                 if kind == "up":
@@ -130,7 +134,7 @@ class NearestThenConv(nn.Module):
 def layer_run(
     layer: nn.Module, rows: int, channels: int, size: int, emb: int, dtype: torch.dtype, device: torch.device
 ) -> Callable[[], float]:
-    """Seconds of PASSES forward and backward passes of a resampling layer, filters laid out channels last."""
+    """Seconds of forward and backward passes of a resampling layer, filters laid out channels last."""
     layer = layer.to(device, dtype).to(memory_format=torch.channels_last)
     x = torch.randn(rows, channels, size, size, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     x.requires_grad_()
@@ -139,8 +143,10 @@ def layer_run(
     fine = torch.randn(rows, channels, 2 * size, 2 * size, device=device, dtype=dtype, requires_grad=True)
     fine = fine.to(memory_format=torch.channels_last)
 
+    passes = max(1, PASSES * SIDES[0] // size)
+
     def run() -> None:
-        for _ in range(PASSES):
+        for _ in range(passes):
             y = layer(x, e) if down else layer(x, e, fine)
             y.sum().backward()
 
@@ -149,7 +155,7 @@ def layer_run(
 
 def precision(setting: Setting, report: Report) -> None:
     """bf16 and the chosen memory format beside fp32 as torch has it, and the share of this machine's peak."""
-    device, rounds = setting.device, setting.cfg.rounds
+    device = setting.device
     report.title("A training step with bf16 and the faster memory format / with fp32 in torch's own format")
     setting.note_formats(report)
     goal = "<= 0.5" if device.type == "cpu" and multiplies_bf16() else ""  # asked of CPUs with AMX
@@ -158,7 +164,7 @@ def precision(setting: Setting, report: Report) -> None:
         how: Any = {"bf16": name == "bf16", "device": device, "layout": "auto" if name == "bf16" else "off"}
         steps[f"stage_2_{name}"] = stage_2_step(setting.flow, setting.stage_1, **how)
         steps[f"stage_1_{name}"] = stage_1_step(setting.stage_1, **how)
-    times = interleaved({name: timed(step, device) for name, step in steps.items()}, rounds)
+    times = setting.interleaved({name: timed(step, device) for name, step in steps.items()})
     for stage in ("stage_2", "stage_1") if "bf16" in setting.formats else ():
         report.ratio(f"{stage}_bf16_to_fp32", times[f"{stage}_bf16"], times[f"{stage}_fp32"], goal)
 
@@ -173,8 +179,8 @@ def precision(setting: Setting, report: Report) -> None:
                 report.number(f"{stage}_step_gflop", work / 1e9, "GFLOP")
             report.number(f"{stage}_step_{name}_seconds", min(times[f"{stage}_{name}"]), "s, the shortest")
             for kind, speed in speeds.items():
-                least = [work / speed] * rounds
-                report.ratio(f"{stage}_{name}_share_of_{kind}_peak", least, times[f"{stage}_{name}"])
+                taken = times[f"{stage}_{name}"]
+                report.ratio(f"{stage}_{name}_share_of_{kind}_peak", [work / speed] * len(taken), taken)
 
 
 def objectives(setting: Setting, report: Report) -> None:
@@ -184,7 +190,7 @@ def objectives(setting: Setting, report: Report) -> None:
         name: benchmark.stepper(entrant, setting.bf16, setting.device)
         for name, entrant in benchmark.objectives(setting.stage_2, setting.stage_1).items()
     }
-    times = interleaved(steppers, setting.cfg.rounds)
+    times = setting.interleaved(steppers)
     report.ratio("default_to_flow", times["default"], times["flow"], "<= 1.10")
     report.ratio("paper_to_flow", times["paper"], times["flow"])
 
@@ -198,9 +204,8 @@ def recordings(setting: Setting, report: Report) -> None:
     how: Any = {"bf16": setting.bf16, "device": setting.device, "layout": "auto"}
     recorded = replace(setting.stage_2, train=replace(setting.stage_2.train, cuda_graphs=True, devices=1))
     both = {"recorded": recorded, "plain": setting.stage_2}
-    times = interleaved(
-        {name: timed(stage_2_step(cfg, setting.stage_1, **how), setting.device) for name, cfg in both.items()},
-        setting.cfg.rounds,
+    times = setting.interleaved(
+        {name: timed(stage_2_step(cfg, setting.stage_1, **how), setting.device) for name, cfg in both.items()}
     )
     report.ratio("cuda_graphs_to_plain", times["recorded"], times["plain"])
 
@@ -319,8 +324,11 @@ def wait(setting: Setting, report: Report, name: str, data: DataCfg, module: Mas
             shape = AutoencoderModule(stage_1).latent_shape
             module.use_latents(torch.randn(module.variants, len(module.train_set), 2 * shape[0], *shape[1:]))
         batches = chain.from_iterable(repeat(module.train_dataloader()))  # epoch after epoch
-        waited, whole = [], []
+        waited: list[float] = []
+        whole: list[float] = []
         for number in range(count + 1):
+            if number > FEWEST and sum(whole) > setting.cfg.seconds:
+                break
             began = time.perf_counter()
             next(batches)
             here = time.perf_counter() - began
@@ -345,6 +353,6 @@ def pixels(setting: Setting, report: Report) -> None:
             ),
             setting.device,
         )
-    times = interleaved({str(size): step for size, step in steps.items()}, setting.cfg.rounds)
+    times = setting.interleaved({str(size): step for size, step in steps.items()})
     report.ratio("pixels_64_to_32", times["64"], times["32"], "<= 4.2")
     report.ratio("pixels_128_to_64", times["128"], times["64"], "<= 4.2")
