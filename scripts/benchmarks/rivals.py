@@ -1,8 +1,9 @@
 """The same work with diffusers: a network and an autoencoder of equal parameters, in its own samplers."""
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -40,13 +41,16 @@ def size(net: nn.Module) -> int:
 
 
 def nearest(make: Callable[[int], Any], widths: range, wanted: int) -> Any:
-    """The network whose number of parameters is nearest to ``wanted``."""
+    """The network whose number of parameters, which grows with its width, is nearest to ``wanted``."""
 
-    def miss(width: int) -> int:
+    @cache
+    def of_width(width: int) -> int:
         with torch.device("meta"):
-            return abs(size(make(width)) - wanted)
+            return size(make(width))
 
-    return make(min(widths, key=miss))
+    above = bisect_left(widths, wanted, key=of_width)
+    beside = widths[max(0, above - 1) : above + 1]
+    return make(min(beside, key=lambda width: abs(of_width(width) - wanted)))
 
 
 def networks(module: MaskModel) -> tuple[Any, Any]:
@@ -132,7 +136,7 @@ def compare(setting: Setting, report: Report) -> None:
     runs = {"ours": lambda: to_files(module, count, 1, setting, True, precision=precision) / count}
     for name, how in samplers.items():
         runs[name] = partial(theirs, *how)
-    times = interleaved(runs, max(2, setting.cfg.rounds // 3))
+    times = interleaved(runs, min(setting.cfg.rounds, max(2, setting.cfg.rounds // 3)))
     for name, goal in (("ddim_50", ">= 60"), ("dpmpp_20", ">= 24")):
         report.ratio(f"rival_{name}_to_ours", times[name], times["ours"], goal)
 

@@ -39,6 +39,8 @@ SIDES = (8, 16, 32, 64)
 """Of what the resampling layers see or make."""
 PASSES = 10
 """Of such a layer at the smallest size, timed together; fewer at larger ones."""
+GROWN = 32
+"""Rows of a batch where the size of masks is what changes."""
 EMULATED = 5.0
 """Times what float32 takes: from there on, bfloat16 is nothing that one would use or wait for."""
 
@@ -342,10 +344,9 @@ def wait(setting: Setting, report: Report, name: str, data: DataCfg, module: Mas
 def pixels(setting: Setting, report: Report) -> None:
     """Time per sample of stage 2 as masks grow: the same network on latents of 2 and 4 times the side."""
     report.title("Training time per sample at twice the side / at the side before")
-    rows = 32
     steps = {}
     for size in (32, 64, 128):
-        data = replace(setting.stage_2.data, image_size=size, batch_size=rows)
+        data = replace(setting.stage_2.data, image_size=size, batch_size=GROWN)
         steps[size] = timed(
             stage_2_step(
                 setting.flow_on(data), replace(setting.stage_1, data=data), bf16=setting.bf16, device=setting.device,
