@@ -27,7 +27,7 @@ class BenchmarkCfg:
     quick: bool = False
     """Fewer repeats and masks: under 10 minutes on two cores."""
     repeats: int = 0
-    """Interleaved repeats of each comparison (0: 5 when quick, else 15)."""
+    """Interleaved repeats of each comparison (0: 15, or when quick 5, but 3 where these take more than 10 seconds)."""
     json: str = ""
     """File for the numbers, as one flat JSON object; the keys of ratios end in _ratio."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -41,10 +41,10 @@ class BenchmarkCfg:
 
     @property
     def rounds(self) -> int:
-        """Interleaved repeats of each comparison."""
+        """Interleaved repeats of each comparison, at most."""
         return self.repeats or (5 if self.quick else 15)
 
     @property
     def seconds(self) -> float:
-        """What one comparison may take where there are more than three repeats."""
+        """After as many, a comparison has no more than three repeats."""
         return 10.0 if self.quick and not self.repeats else math.inf

@@ -1,4 +1,4 @@
-"""Choices that depend on the machine, made by measuring for a fraction of a second."""
+"""Choices that depend on the machine, made by measuring for a moment."""
 
 import math
 import os
@@ -21,8 +21,9 @@ LAUNCHED = frozenset(("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 """Variables of the environment, one of which a process has that was started by a launcher or for another machine."""
 
 
-TIMED_ROWS = 32
-"""Of a batch, with which memory formats are timed on a CPU: the answer is there in a quarter of the time, or less."""
+TIMED_ROWS = 64
+"""Of a batch, at most, with which memory formats are timed on a CPU, where a step of all can take many seconds. With
+fewer, formats that are nearly as fast as each other change places (docs/speed.md)."""
 
 
 def seconds(run: Callable[[], object], repeats: int = 3) -> float:

@@ -15,7 +15,7 @@ from configs.checks import ConfigError
 from configs.cli import parse
 from configs.data_cfg import DataCfg, FolderSource
 from configs.diffusion_cfg import Stage2Cfg
-from configs.quickstart_cfg import CRISP, SIZES, Facts, QuickstartCfg, own_masks, trained
+from configs.quickstart_cfg import CRISP, JUDGING, SIZES, Facts, QuickstartCfg, own_masks, trained
 from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
@@ -24,9 +24,8 @@ if TYPE_CHECKING:
     from data.masks import MaskSet
 
 PROMPTS, EACH = 8, 8  # rows and columns of the picture
-JUDGED = 256  # masks per step count, where the time is enough for as many
-JUDGE_STEPS = 500  # of the classifier's training, likewise
-LEAST_JUDGED, LEAST_JUDGE_STEPS = 64, 50  # with less, judging says nothing
+LEAST_JUDGED, JUDGED = 64, 256  # masks per step count: the more, the more time is kept for judging
+LEAST_STEPS, STEPS = 50, 500  # of the training of the classifier that judges, likewise
 FEWEST = 50  # masks in the folder, for its held-out tenth to say something
 
 
@@ -72,7 +71,7 @@ def quickstart(cfg: QuickstartCfg) -> Path:
     train_stage_2(replace(stage_2, train=train_2), "quickstart")
     print("== 4 of 4: masks in 1, 4 and 32 steps", flush=True)
     checkpoint = out / "stage2" / "last.ckpt"
-    draw_and_judge(checkpoint, prompts, load_splits(stage_2.data), out, began + 60 * cfg.minutes)
+    draw_and_judge(checkpoint, prompts, load_splits(stage_2.data), out, cfg.minutes, began)
     minutes, seconds = divmod(round(time.monotonic() - began), 60)
     print(
         f"\nDone in {minutes} min {seconds} s. Look at {out / 'masks' / 'grid.png'} (rows: prompts, blocks: steps).\n"
@@ -147,12 +146,12 @@ def crisp_shares(masks: np.ndarray) -> dict[int, float]:
 
 
 def draw_and_judge(
-    checkpoint: Path, prompts: list[str], splits: tuple[MaskSet, MaskSet], out: Path, until: float
+    checkpoint: Path, prompts: list[str], splits: tuple[MaskSet, MaskSet], out: Path, minutes: float, began: float
 ) -> None:
     """Masks of the most frequent prompts, and evaluation.json with its table, where there are enough held-out masks.
 
-    Of the time that then is left ``until`` that of the monotonic clock, half each goes into training the classifier
-    and drawing what it judges, or less if that is enough.
+    All was to take ``minutes`` and ``began`` at that time of the monotonic clock. In short ones, fewer masks are judged
+    (as many as are told there) by a classifier that was trained for half of the time that then is left.
     """
     from scripts.evaluate import main as evaluate
     from scripts.generate_masks import main as generate
@@ -161,34 +160,33 @@ def draw_and_judge(
     frequent = [" ".join(prompt.split()) for prompt, _ in Counter(prompts).most_common(PROMPTS)]
     listed = out / "prompts.txt"
     listed.write_text("".join(f"{prompt or FolderSource.default_prompt}\n" for prompt in frequent), encoding="utf-8")
-    began = time.monotonic()
     generate([
         "--checkpoint", str(checkpoint), "--prompts-file", str(listed), "--num", str(EACH), "--out", str(out / "masks"),
         *steps,
     ])  # fmt: skip
-    drawn = time.monotonic() - began
     train, held_out = splits
     if len(prompts) < FEWEST or len(held_out) < 2:  # the tenth is drawn by content: it can be one mask, or none
         return
-    half = (until - time.monotonic()) / 2
-    judged = min(JUDGED, max(LEAST_JUDGED, int(half / drawn * EACH * len(frequent))))
+    judged = max(LEAST_JUDGED, round(JUDGED * (minutes - trained(minutes)) / JUDGING))
+    seconds = (began + 60 * minutes - time.monotonic()) / 2
     evaluate(["--checkpoint", str(checkpoint), "--num", str(judged),
-              "--classifier-steps", str(judge_steps(train, half)), *steps])  # fmt: skip
+              "--classifier-steps", str(judge_steps(train, seconds)), *steps])  # fmt: skip
 
 
 def judge_steps(train: MaskSet, seconds: float) -> int:
-    """How many steps of training a classifier take about as many seconds, from LEAST_JUDGE_STEPS to JUDGE_STEPS."""
+    """How many steps of training a classifier take about as many seconds, from LEAST_STEPS to STEPS; STEPS where the
+    prompts are no classes, so that none is trained."""
     import torch
 
     from metrics.classifier import train_classifier
     from metrics.judge import is_classes
 
     if not is_classes(train.prompts):
-        return JUDGE_STEPS  # of none
+        return STEPS
     began, tried = time.monotonic(), 10
     train_classifier(torch.from_numpy(train.images), train.prompts, steps=tried, progress=False)
     each = (time.monotonic() - began) / tried
-    return min(JUDGE_STEPS, max(LEAST_JUDGE_STEPS, int(seconds / each) - tried))
+    return min(STEPS, max(LEAST_STEPS, int(seconds / each) - tried))
 
 
 if __name__ == "__main__":

@@ -133,6 +133,13 @@ def test_where_bf16_is_emulated_it_is_not_waited_for(tmp_path: Path, monkeypatch
     assert not any("bf16" in key for key in report.numbers if key != "bf16")
 
 
+@pytest.mark.parametrize(("wanted", "width"), [(1, 2), (4, 2), (10, 4), (12, 4), (13, 4), (14, 6), (33, 8), (99, 8)])
+def test_the_network_of_the_nearest_size_is_found(wanted: int, width: int) -> None:
+    """Of widths 2, 4, 6, 8 with 2, 8, 18, 32 parameters."""
+    made = rivals.nearest(lambda width: torch.nn.Linear(width, width // 2, bias=False), range(2, 9, 2), wanted)
+    assert made.in_features == width
+
+
 def test_the_peak_memory_of_a_command_is_its_own_and_not_what_this_process_holds() -> None:
     held = bytearray(300 * 2**20)
     held[:: 2**12] = b"x" * len(held[:: 2**12])  # touched, so that it is there
@@ -159,7 +166,9 @@ def test_the_parts_of_generation_run_and_keep_their_files(tmp_path: Path, monkey
     ratios = {key: value for key, value in report.numbers.items() if key.endswith("_ratio")}
     assert {"files_to_bare_networks_ratio", "files_in_memory_to_bare_networks_ratio", "rival_ddim_50_to_ours_ratio",
             "rival_dpmpp_20_to_ours_ratio", "rival_training_step_to_ours_ratio"} <= ratios.keys()  # fmt: skip
-    assert ratios["rival_ddim_50_to_ours_ratio"] > ratios["rival_dpmpp_20_to_ours_ratio"] > 1
+    assert ratios["rival_ddim_50_to_ours_ratio"] > ratios["rival_dpmpp_20_to_ours_ratio"] > 0
+    for kind in ("unet", "vae"):
+        assert ratios[f"rival_{kind}_parameters_to_ours_ratio"] == pytest.approx(1, abs=0.1)
     grids = {name: list((tmp_path / name).glob("*/grid.png")) for name in ("disk", "memory")}
     assert len(grids["disk"]) == 4  # once to warm up and once to measure, in either number format
     assert len(grids["memory"]) == 2 + 2  # and beside diffusers' networks

@@ -111,7 +111,7 @@ def test_a_folder_without_captions_becomes_a_model_that_was_asked_for_its_geomet
         y, x = rng.integers(1, 20, 2)
         mask[y : y + 4 + i % 7, x : x + 4 + i % 5] = 1
         write_mask(tmp_path / f"masks/{i}.png", mask)
-    for name, few in (("PROMPTS", 2), ("EACH", 1), ("JUDGED", 8)):
+    for name, few in (("PROMPTS", 2), ("EACH", 1), ("LEAST_JUDGED", 8)):
         monkeypatch.setattr(quickstart, name, few)
     monkeypatch.chdir(tmp_path)
     quickstart.main(["--data", "masks", "--minutes", "0.02", "--out", "made"])
@@ -160,32 +160,33 @@ def test_masks_are_drawn_also_where_too_few_are_held_out_to_be_judged(
 
     monkeypatch.setattr("scripts.generate_masks.main", generate)
     splits = masks_of(["a cat"] * 5), masks_of(["a cat"] * held_out)
-    quickstart.draw_and_judge(tmp_path / "last.ckpt", ["a cat"] * (masks - 1) + [""], splits, tmp_path, 60)
+    quickstart.draw_and_judge(tmp_path / "last.ckpt", ["a cat"] * (masks - 1) + [""], splits, tmp_path, 10, 0)
     assert called == ["drawn", "judged"][: 1 + (masks == 50 and held_out == 2)]
     assert (tmp_path / "prompts.txt").read_text() == "a cat\nBinary Mask\n"
 
 
-@pytest.mark.parametrize(("left", "judged", "steps"), [
-    (1000.0, 256, 500),  # what is judged where time is no question
-    (60.0, 96, 290),  # half of a minute: 16 masks take 5 seconds, and a step 0.1
-    (2.0, 64, 50),
-    (-30.0, 64, 50),
+@pytest.mark.parametrize(("minutes", "left", "judged", "steps"), [
+    (15, 180.0, 256, 500),
+    (15, 60.0, 256, 290),  # half of a minute at 0.1 seconds a step, ten of which are for the trial
+    (10, 120.0, 171, 500),
+    (2, 24.0, 64, 110),
+    (2, -30.0, 64, 50),
 ])  # fmt: skip
 def test_judging_takes_the_time_that_is_left_for_it(
-    left: float, judged: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    minutes: float, left: float, judged: int, steps: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     told: list[list[str]] = []
     clock = Clock(monkeypatch)
     monkeypatch.setattr("scripts.generate_masks.main", lambda words: clock.takes(5))
     monkeypatch.setattr("scripts.evaluate.main", told.append)
     monkeypatch.setattr("metrics.classifier.train_classifier", lambda *_, steps, progress: clock.takes(0.1 * steps))
-    prompts = ["a cat", "a dog"] * 40
-    quickstart.draw_and_judge(
-        tmp_path / "last.ckpt", prompts, (masks_of(prompts), masks_of(prompts[:8])), tmp_path, left + 5
-    )
-    words = told[0]
-    assert int(words[words.index("--num") + 1]) == judged
-    assert int(words[words.index("--classifier-steps") + 1]) == steps
+    for prompts, expected in ((["a cat", "a dog"] * 40, steps), ([f"picture {i}" for i in range(300)], 500)):
+        began = clock.now + left + 5 - 60 * minutes
+        splits = masks_of(prompts), masks_of(prompts[:8])
+        quickstart.draw_and_judge(tmp_path / "last.ckpt", prompts, splits, tmp_path, minutes, began)
+        words = told.pop()
+        assert int(words[words.index("--num") + 1]) == judged
+        assert int(words[words.index("--classifier-steps") + 1]) == expected
 
 
 def test_a_folder_that_cannot_be_trained_on_is_refused_and_nothing_is_made(

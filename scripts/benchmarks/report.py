@@ -34,15 +34,16 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds that each run says it took, one number per repeat, after one call of each to warm up.
 
-    All run once in each repeat, so that a slow moment of the machine hits all of them. Where the warm-up says that they
-    would take longer than ``seconds`` in all, there are fewer repeats, but three.
+    All run once in each repeat, so that a slow moment of the machine hits all of them. After ``seconds`` no other
+    repeat begins, unless there were fewer than three.
     """
-    began = time.perf_counter()
     for run in runs.values():
         run()
-    rounds = int(min(repeats, max(FEWEST, seconds / max(time.perf_counter() - began, 1e-9))))
     times: dict[str, list[float]] = {name: [] for name in runs}
-    for _ in range(rounds):
+    began = time.perf_counter()
+    for number in range(repeats):
+        if number >= FEWEST and time.perf_counter() - began >= seconds:
+            break
         for name, run in runs.items():
             times[name].append(run())
     return times

@@ -38,7 +38,7 @@ PICTURES = 20_000
 SIDES = (8, 16, 32, 64)
 """Of what the resampling layers see or make."""
 PASSES = 10
-"""Of such a layer at the smallest size, timed together; fewer at larger ones."""
+"""Of such a layer at the smallest size, timed together; fewer at larger ones on a CPU."""
 GROWN = 32
 """Rows of a batch where the size of masks is what changes."""
 EMULATED = 5.0
@@ -63,7 +63,7 @@ class Setting:
         return Path(mkdtemp(dir=self.memory if in_memory and self.memory else self.disk))
 
     def interleaved(self, runs: Mapping[str, Callable[[], float]]) -> dict[str, list[float]]:
-        """Seconds of each run, as often as the config says."""
+        """Seconds of each run, as often as the config says and its time allows."""
         return interleaved(runs, self.cfg.rounds, self.cfg.seconds)
 
     @cached_property
@@ -111,8 +111,9 @@ def layers(setting: Setting, report: Report) -> None:
             }  # fmt: skip
             for kind, kinds in layers.items():
                 half = size // 2 if kind == "up" else size
+                passes = PASSES if setting.device.type == "cuda" else max(1, PASSES * SIDES[0] // size)
                 runs = {
-                    key: layer_run(layer, rows, channels, half, emb, dtype, setting.device)
+                    key: layer_run(layer, rows, channels, half, emb, dtype, setting.device, passes)
                     for key, layer in zip(("wavelet", "gated", "conv", "one_by_one"), kinds, strict=False)
                 }
                 times = setting.interleaved(runs)
@@ -134,9 +135,10 @@ class NearestThenConv(nn.Module):
 
 
 def layer_run(
-    layer: nn.Module, rows: int, channels: int, size: int, emb: int, dtype: torch.dtype, device: torch.device
+    layer: nn.Module, rows: int, channels: int, size: int, emb: int, dtype: torch.dtype, device: torch.device,
+    passes: int,
 ) -> Callable[[], float]:
-    """Seconds of forward and backward passes of a resampling layer, filters laid out channels last."""
+    """Seconds of as many forward and backward passes of a resampling layer, filters laid out channels last."""
     layer = layer.to(device, dtype).to(memory_format=torch.channels_last)
     x = torch.randn(rows, channels, size, size, device=device, dtype=dtype).to(memory_format=torch.channels_last)
     x.requires_grad_()
@@ -144,8 +146,6 @@ def layer_run(
     down = isinstance(layer, WaveletDown | ConvDown)
     fine = torch.randn(rows, channels, 2 * size, 2 * size, device=device, dtype=dtype, requires_grad=True)
     fine = fine.to(memory_format=torch.channels_last)
-
-    passes = max(1, PASSES * SIDES[0] // size)
 
     def run() -> None:
         for _ in range(passes):
