@@ -150,8 +150,8 @@ def draw_and_judge(
 ) -> None:
     """Masks of the most frequent prompts, and evaluation.json with its table, where there are enough held-out masks.
 
-    All was to take ``minutes`` and ``began`` at that time of the monotonic clock. In short ones, fewer masks are judged
-    (as many as are told there) by a classifier that was trained for half of the time that then is left.
+    The quickstart is to take ``minutes`` from ``began`` on, a time of the monotonic clock. Where less than JUDGING is
+    kept for this, fewer masks are judged; the classifier that judges is trained for half of what is left by then.
     """
     from scripts.evaluate import main as evaluate
     from scripts.generate_masks import main as generate
