@@ -50,6 +50,13 @@ class Targets:
     power: Tensor | None = None  # [B] loss_power, where rows differ in it
     ends: Tensor | None = None  # [R] rows whose step ends on a mask, where the loss looks at the end too
     end_weight: float = 0.0  # of what it sees there
+    counts: Tensor | None = None  # [B] how many rows of the batch, all the same, each of these stands for; None: one
+
+    def mean(self, value: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Of ``value`` [B] over some of the rows, each as often as it counts."""
+        if self.counts is None:
+            return value[rows].mean()
+        return (value[rows] * self.counts[rows]).sum() / self.counts[rows].sum()
 
 
 class Sampler(Solver):
@@ -101,15 +108,16 @@ class Sampler(Solver):
         answer = self.reading(net)(goal.x, goal.t, goal.dt, goal.cond)
         wide = torch.promote_types(answer.dtype, torch.float32)
         error = measure(answer.to(wide), goal.y)  # [B]
-        parts = {name: error.detach()[rows].mean() for name, rows in goal.parts.items()}
+        parts = {name: goal.mean(error.detach(), rows) for name, rows in goal.parts.items()}
         if goal.ends is not None and perceptual is not None:
             x, dt = goal.x[goal.ends], spread(goal.dt[goal.ends], goal.x)
             seen = perceptual(x + dt * answer[goal.ends].to(wide), x + dt * goal.y[goal.ends]).to(error.dtype)  # [R]
-            parts["perceptual"] = seen.detach().sum() / max(1, len(seen))
+            often = torch.ones_like(seen) if goal.counts is None else goal.counts[goal.ends].to(seen.dtype)
+            parts["perceptual"] = (seen.detach() * often).sum() / often.sum().clamp(min=1)
             error = error.index_add(0, goal.ends, goal.end_weight * seen)
         weight = goal.weight
         power = self.cfg.loss_power if goal.power is None else goal.power
         if goal.power is not None or self.cfg.loss_power > 0:
             size = error.detach() if goal.gain is None else error.detach() * goal.gain**2
             weight = weight / (size + LOSS_OFFSET) ** power  # Geng et al. 2025, section 4.3
-        return (weight * error).mean(), parts
+        return goal.mean(weight * error), parts

@@ -30,6 +30,7 @@ class Jumps:
     velocity: Tensor  # [B,C,h,w] x1 - noise
     cond: Any  # B rows; carries the guidance where that is an input
     guidance: float | Tensor  # of the targets: one number, or one per row [B]
+    counts: Tensor | None = None  # [B] on the CPU: how many equal rows each of these stands for; None: one
 
 
 class FlowMap(FlowMatching):
@@ -87,6 +88,8 @@ class FlowMap(FlowMatching):
         # Whatever the rounding of ``rows``, this loss is share * mean(consistency) + (1 - share) * mean(flow).
         on_consistency = self.cfg.consistency_weight * gain * share * batch / rows
         on_flow = (1 - share) * batch / (batch - rows)
+        learned = len(u)  # fewer than ``rows`` where some stand for several
+        counts = None if jumps.counts is None else beside(jumps.counts.to(t_flow.dtype), x1)
         return self.capped(Targets(
             x=torch.cat([jumps.x_t, x_flow]),
             t=torch.cat([t, t_flow]),
@@ -94,11 +97,12 @@ class FlowMap(FlowMatching):
             cond=jumps.cond.concat(cond[rows:] if self.cfg.most_guidance == 0 else cond[rows:].guided(1.0)),
             y=torch.cat([u.to(x1.dtype), velocity]),
             weight=torch.cat([torch.full_like(t, on_consistency), torch.full_like(t_flow, on_flow)]),
-            parts={**parts, "flow": slice(rows, batch)},
+            parts={**parts, "flow": slice(learned, learned + batch - rows)},
             ends=self.ends(jumps, x1),
             end_weight=self.cfg.perceptual_weight,
             gain=None if gain == 1 else torch.cat([torch.full_like(t, gain), torch.ones_like(t_flow)]),
-            power=None if self.cfg.flow_power is None else self.powers(torch.cat([t, t_flow]), rows),
+            power=None if self.cfg.flow_power is None else self.powers(torch.cat([t, t_flow]), learned),
+            counts=None if counts is None else torch.cat([counts, torch.ones_like(t_flow)]),
         ))
 
     def consistency(

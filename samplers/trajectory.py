@@ -43,19 +43,27 @@ class Trajectory(FlowMap):
         paths = math.ceil(rows / (self.cfg.jump_per_path if self.by_jumps(when) else self.cfg.per_path))
         zero = torch.zeros(paths, dtype=torch.float64)
         guidance, asked = self.strengths(noise[:paths], cond[:paths])
-        whole = Jumps(noise[:paths], zero, zero + 1, (x1 - noise)[:paths], asked, guidance)
+        start = Jumps(noise[:paths], zero, zero + 1, (x1 - noise)[:paths], asked, guidance)
         times = self.node_times(paths, nodes)
-        path = self.integrate(whole, times, teacher, when)  # [nodes+1,paths,C,h,w]
+        path = self.integrate(start, times, teacher, when)  # [nodes+1,paths,C,h,w]
         t, dt, parts = self.lengths(rows, when)  # the same law of steps as elsewhere, moved to the nearest nodes
+        own = torch.arange(rows) % paths
+        longest = (t == 0) & (dt == self.reach(when))
         first = (t * nodes).round().long().clamp(max=nodes - 1)
         last = torch.maximum(((t + dt) * nodes).round().long(), first + 1)
-        own = torch.arange(rows) % paths
+        # Rows that ask for the longest step of one path are all the same. The network sees the first of them, which
+        # come before all other rows, and it counts for the others.
+        kept = ~longest | (torch.arange(rows) < paths)
+        counts = torch.where(longest, torch.bincount(own[longest], minlength=paths)[own], 1)[kept]
+        first, last, own = first[kept], last[kept], own[kept]
+        ones = {"consistency_d1": slice(0, int((longest & kept).sum()))}
+        parts = {"consistency": slice(0, len(own))} | (ones if "consistency_d1" in parts else {})
         t, dt = times[first, own], times[last, own] - times[first, own]
         row = beside(own, noise)
         x_t, end = (path[beside(node, noise), row] for node in (first, last))
         jumps = Jumps(
             x_t, t, dt, (path[-1] - path[0])[row], asked[row],
-            guidance[row] if isinstance(guidance, Tensor) else guidance,
+            guidance[row] if isinstance(guidance, Tensor) else guidance, counts,
         )
         return jumps, (end - x_t) / spread(dt, x_t), parts
 

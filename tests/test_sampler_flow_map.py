@@ -325,9 +325,11 @@ def test_rows_that_end_on_a_mask_are_looked_at_there(name: str) -> None:
     step = column(goal.dt[rows])
     close(met["wanted"], goal.x[rows] + step * goal.y[rows], 1e-12)
     close(met["answer"], goal.x[rows] + step * toy_net(goal.x, goal.t, goal.dt, goal.cond)[rows], 1e-12)
-    error = torch.arange(len(rows), dtype=torch.float64)
+    often = torch.ones(len(goal.x)) if goal.counts is None else goal.counts
+    assert often.sum() == 64
+    error = often[rows] * torch.arange(len(rows), dtype=torch.float64)
     close(losses[1] - losses[0], 3.0 * (goal.weight[rows] * error).sum() / 64, 1e-9)
-    assert parts["perceptual"] == error.mean()
+    close(parts["perceptual"], error.sum() / often[rows].sum(), 1e-12)
 
 
 def test_a_batch_in_which_no_row_ends_on_a_mask_has_no_perceptual_error() -> None:
@@ -417,6 +419,51 @@ def test_a_path_is_shared_by_its_rows() -> None:
     sampler = trajectory(nodes=8, per_path=4, train_guidance=2.0, jumps_from=0.8)
     sampler.targets(noise(64), Prompt(torch.ones(64)), counted, When(progress=0.79))
     assert sizes == [16] * 8  # 32 rows, 8 paths, with and without the prompt
+
+
+@pytest.mark.parametrize("changes", [{}, {"curriculum": 0.8}, {"train_guidance": 2.0, "most_guidance": 4.0}])
+@pytest.mark.parametrize(("atom", "ones"), [(0.0, 0), (0.125, 4), (0.5, 16)])
+def test_a_path_asked_twice_for_its_longest_step_is_one_row_that_counts_twice(
+    atom: float, ones: int, changes: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 32 rows on four paths: loss and parts are those of rows that are spelled out."""
+    how: dict[str, Any] = {"loss_power": 1.0, "flow_power": 0.5, "perceptual_weight": 2.0, **changes}
+    sampler = trajectory(nodes=6, per_path=8, one_step_atom=atom, **how)
+    x1, cond, when = noise(64), Prompt(torch.linspace(-1, 1, 64, dtype=torch.float64)), When(progress=0.4)
+    torch.manual_seed(0)
+    goal = sampler.targets(x1, cond, FlowMap(S), when)
+    counts, cons = goal.counts, goal.parts["consistency"]
+    assert counts is not None
+    often = counts.long()
+    assert often[cons].sum() == 32
+    assert (often[goal.parts["flow"]] == 1).all()
+    assert len(often[goal.parts["flow"]]) == 32
+    assert len(often[cons]) == 32 - max(0, ones - 4)
+    if ones:
+        assert often[:4].sum() == ones
+        assert not goal.t[:4].any()
+        assert (goal.dt[:4] - sampler.reach(when)).abs().max() <= 0.5 / 6  # moved to a node
+        assert len({tuple(x.flatten().tolist()) for x in goal.x[:4]}) == 4  # a path each
+
+    every = torch.arange(len(often)).repeat_interleave(often)
+    assert goal.ends is not None
+    one_by_one = replace(
+        goal, counts=None, cond=goal.cond[every], ends=torch.isin(every, goal.ends).nonzero().flatten(),
+        parts={name: slice(int(often[: rows.start].sum()), int(often[: rows.stop].sum()))
+               for name, rows in goal.parts.items()},
+        **{name: getattr(goal, name)[every] for name in ("x", "t", "dt", "y", "weight", "power")},
+    )  # fmt: skip
+    results = []
+    for what in (goal, one_by_one):
+        monkeypatch.setattr(sampler, "targets", lambda *_, what=what: what)
+        results.append(sampler.loss(
+            toy_net, x1, cond, teacher=FlowMap(S), when=when, perceptual=lambda x, y: (x - y).square().sum((1, 2, 3))
+        ))
+    (loss, parts), (expected, expected_parts) = results
+    close(loss, expected, 1e-12)
+    assert parts.keys() == expected_parts.keys() >= {"consistency", "flow", "perceptual"}
+    for name, value in parts.items():
+        close(value, expected_parts[name], 1e-12)
 
 
 @pytest.mark.parametrize(("jumps_from", "progress"), [(0.0, 0.0), (0.8, 0.8)])
