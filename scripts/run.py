@@ -17,28 +17,28 @@ ON_THE_WAY = {"SaveError", "NonFiniteError", "LostProcessError", "MaskFileError"
 OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError"}
 SMALLER = "try a smaller --data.batch-size (with --train.accumulate for the same step) or --train.precision bf16-mixed"
 
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
-TOLD_BY_THE_USER = (
-    "MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_MMAP_MAX_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES",
-)  # fmt: skip
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+KEEP = {  # parameter of glibc's allocator -> its value here, and the variables by which it is set from outside
+    M_MMAP_MAX: (0, ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")),  # no mappings, each of which ends with its tensor
+    M_TRIM_THRESHOLD: (-1, ("MALLOC_TRIM_THRESHOLD_",)),  # nothing goes back
+}
 
 
 def keep_freed_memory() -> None:
     """Have glibc keep what tensors leave behind for the next ones, as large in every step, in the place of giving it
-    back and asking for it anew, which the kernel clears page by page: 10 to 24 % of a step on a CPU, and half of one
-    with tensors of more than 32 MiB (docs/speed.md).
+    back and asking for it anew, which the kernel clears page by page: 10 to 40 % of a step on a CPU (docs/speed.md).
 
-    Nothing is done with another C library, or where the environment has glibc's own variables for this.
+    What the environment sets by glibc's own variables stays so. Nothing is done with another C library.
     """
-    if any(name in os.environ for name in TOLD_BY_THE_USER):
+    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
         return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return
-    mallopt(M_MMAP_MAX, 0)  # nothing gets a mapping of its own, which would end with it
-    mallopt(M_TRIM_THRESHOLD, -1)  # never
-    mallopt(M_ARENA_MAX, 1)  # threads keep theirs in common
+    for parameter, (value, variables) in KEEP.items():
+        if os.environ.keys().isdisjoint(variables):
+            mallopt(parameter, value)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.run import M_ARENA_MAX, M_MMAP_MAX, M_TRIM_THRESHOLD, TOLD_BY_THE_USER, keep_freed_memory
+from scripts.run import KEEP, keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 COUNT = """
@@ -40,15 +40,25 @@ class Library:
         self.mallopt = lambda name, value: told.append((name, value))
 
 
-def test_the_allocator_is_told_once_unless_the_environment_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_allocator_is_told_what_the_environment_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Library(told))
-    for name in TOLD_BY_THE_USER:
-        monkeypatch.setenv(name, "131072")
-        keep_freed_memory()
-        monkeypatch.delenv(name)
-    assert told == []
+    asked = [(parameter, value) for parameter, (value, _) in KEEP.items()]
+    for variable in ("GLIBC_TUNABLES", *(name for _, names in KEEP.values() for name in names)):
+        monkeypatch.delenv(variable, raising=False)
     keep_freed_memory()
-    assert told == [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1), (M_ARENA_MAX, 1)]
+    assert told == asked
+    for parameter, (_, variables) in KEEP.items():
+        for variable in variables:
+            told.clear()
+            with monkeypatch.context() as within:
+                within.setenv(variable, "131072")
+                keep_freed_memory()
+            assert told == [(other, value) for other, value in asked if other != parameter]
+    told.clear()
+    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
+    keep_freed_memory()
+    assert told == []
+    monkeypatch.delenv("GLIBC_TUNABLES")
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # a C library that cannot be told
     keep_freed_memory()
