@@ -69,7 +69,8 @@ class TrainerCfg:
     for the CPU, Triton for a GPU). Other rounding, so such a training is not bit by bit one without it."""
     cuda_graphs: bool = False
     """Stage 2 on one GPU: record the networks' work once and start it as a whole from then on, which helps where small
-    networks leave the GPU waiting for the processor. Takes memory for each shape of batch."""
+    networks leave the GPU waiting for the processor. Takes memory for each shape of batch: the presets' objective has
+    two, the second from where self-consistency begins."""
     seed: int = 0
     """Decides the weights at the start, the order of the data, noise and times."""
     runs: str = "runs"

@@ -3,7 +3,8 @@
 The Haar transform is orthonormal, so with weights N_b/N ("parseval") this is the mean squared error itself, whatever
 the number of levels (Parseval). Only other weights change anything: "uniform" counts every band alike and so favours
 coarse shape (iSM, arXiv 2510.21250, averages its bands like this), "hf" favours detail, and "whiten" divides by the
-variance that the wanted values have in the band (the wavelet form of the inverse spectrum in arXiv 2211.17106).
+variance that the wanted values have in the band (the wavelet form of the inverse spectrum in arXiv 2211.17106), where
+each row is one, whatever it counts in the loss.
 Weights sum to 1: an error that is white noise costs its variance under each of them.
 """
 

@@ -17,6 +17,9 @@ from samplers.net import Net, beside, spread, time_dtype
 
 SHORTEST_LOG_JUMP = 1 / 64
 END_SLACK = 1e-6
+MANY = 32
+"""Rows of the one-step query, from which on their number is rounded alike in every batch: then as many rows are left
+where equal ones are one, and a recording (models/cuda_graphs.py) of that shape does for all."""
 Step = TypeVar("Step", float, Tensor)
 
 
@@ -144,7 +147,7 @@ class FlowMap(FlowMatching):
         Without an atom the one-step query (0, 1) would be a corner that no draw ever hits.
         """
         wanted = self.cfg.one_step_atom * rows
-        ones = math.floor(wanted + float(torch.rand(())))  # right on average in any batch
+        ones = math.floor(wanted + (float(torch.rand(())) if wanted < MANY else 0.5))  # few are right on average
         rest = rows - ones
         if self.cfg.jumps == "two-times":
             pair = self.flow_times(torch.empty(2, rest, dtype=torch.float64)).sort(0).values

@@ -51,8 +51,8 @@ class Trajectory(FlowMap):
         longest = (t == 0) & (dt == self.reach(when))
         first = (t * nodes).round().long().clamp(max=nodes - 1)
         last = torch.maximum(((t + dt) * nodes).round().long(), first + 1)
-        # Rows that ask for the longest step of one path are all the same. The network sees the first of them, which
-        # come before all other rows, and it counts for the others.
+        # Rows that ask for the longest step of one path are all the same (but for dropout). The network sees the first
+        # of them, which come before all other rows, and it counts for the others.
         kept = ~longest | (torch.arange(rows) < paths)
         counts = torch.where(longest, torch.bincount(own[longest], minlength=paths)[own], 1)[kept]
         first, last, own = first[kept], last[kept], own[kept]

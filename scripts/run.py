@@ -18,7 +18,7 @@ OUT_OF_MEMORY = {"OutOfMemoryError", "MemoryError"}
 SMALLER = "try a smaller --data.batch-size (with --train.accumulate for the same step) or --train.precision bf16-mixed"
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-KEEP = {  # parameter of glibc's allocator -> its value here, and the variables by which it is set from outside
+KEEP = {  # parameter of glibc's allocator -> its value here, and its names in the environment
     M_MMAP_MAX: (0, ("MALLOC_MMAP_MAX_", "MALLOC_MMAP_THRESHOLD_")),  # no mappings, each of which ends with its tensor
     M_TRIM_THRESHOLD: (-1, ("MALLOC_TRIM_THRESHOLD_",)),  # nothing goes back
 }
@@ -28,17 +28,21 @@ def keep_freed_memory() -> None:
     """Have glibc keep what tensors leave behind for the next ones, as large in every step, in the place of giving it
     back and asking for it anew, which the kernel clears page by page: 10 to 40 % of a step on a CPU (docs/speed.md).
 
-    What the environment sets by glibc's own variables stays so. Nothing is done with another C library.
+    What the environment sets, by these names or in GLIBC_TUNABLES, stays so. Nothing is done with another C library.
     """
-    if "glibc.malloc" in os.environ.get("GLIBC_TUNABLES", ""):
-        return
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # macOS, musl, Windows
         return
-    for parameter, (value, variables) in KEEP.items():
-        if os.environ.keys().isdisjoint(variables):
+    tuned = os.environ.get("GLIBC_TUNABLES", "")
+    for parameter, (value, names) in KEEP.items():
+        if not any(name in os.environ or tunable(name) in tuned for name in names):
             mallopt(parameter, value)
+
+
+def tunable(name: str) -> str:
+    """MALLOC_MMAP_MAX_ -> glibc.malloc.mmap_max"""
+    return f"glibc.malloc.{name.removeprefix('MALLOC_').rstrip('_').lower()}"
 
 
 @contextmanager

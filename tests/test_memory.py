@@ -1,6 +1,7 @@
 """Freed memory is kept for the next step."""
 
 import ctypes
+import os
 import platform
 import subprocess
 import sys
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.run import KEEP, keep_freed_memory
+from scripts.run import KEEP, M_MMAP_MAX, M_TRIM_THRESHOLD, keep_freed_memory
 
 ROOT = Path(__file__).parents[1]
 COUNT = """
@@ -31,7 +32,8 @@ with refuse_kindly("x"):
 def test_commands_do_not_ask_for_freed_memory_anew(size: int) -> None:
     """Without it, each step asks for all of its pages in most runs."""
     count = COUNT.replace("{size}", str(size))
-    done = subprocess.run([sys.executable, "-c", count], cwd=ROOT, capture_output=True, text=True, check=True)
+    env = {name: value for name, value in os.environ.items() if not name.startswith(("MALLOC_", "GLIBC_TUNABLES"))}
+    done = subprocess.run([sys.executable, "-c", count], cwd=ROOT, capture_output=True, text=True, check=True, env=env)
     assert int(done.stdout) < 5 * 4 * 4 * size // 4096 / 4  # page faults
 
 
@@ -43,22 +45,22 @@ class Library:
 def test_the_allocator_is_told_what_the_environment_leaves_open(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[tuple[int, int]] = []
     monkeypatch.setattr(ctypes, "CDLL", lambda _: Library(told))
-    asked = [(parameter, value) for parameter, (value, _) in KEEP.items()]
     for variable in ("GLIBC_TUNABLES", *(name for _, names in KEEP.values() for name in names)):
         monkeypatch.delenv(variable, raising=False)
-    keep_freed_memory()
-    assert told == asked
-    for parameter, (_, variables) in KEEP.items():
-        for variable in variables:
-            told.clear()
-            with monkeypatch.context() as within:
-                within.setenv(variable, "131072")
-                keep_freed_memory()
-            assert told == [(other, value) for other, value in asked if other != parameter]
-    told.clear()
-    monkeypatch.setenv("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
-    keep_freed_memory()
-    assert told == []
-    monkeypatch.delenv("GLIBC_TUNABLES")
+    asked = [(M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, -1)]
+    for variable, value, left in (
+        ("MALLOC_ARENA_MAX", "2", asked),
+        ("MALLOC_MMAP_MAX_", "9", asked[1:]),
+        ("MALLOC_MMAP_THRESHOLD_", "9", asked[1:]),
+        ("MALLOC_TRIM_THRESHOLD_", "9", asked[:1]),
+        ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1", asked),
+        ("GLIBC_TUNABLES", "glibc.malloc.mmap_threshold=9", asked[1:]),
+        ("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1:glibc.malloc.trim_threshold=9", asked[:1]),
+    ):
+        told.clear()
+        with monkeypatch.context() as within:
+            within.setenv(variable, value)
+            keep_freed_memory()
+        assert told == left, (variable, value)
     monkeypatch.setattr(ctypes, "CDLL", lambda _: object())  # a C library that cannot be told
     keep_freed_memory()

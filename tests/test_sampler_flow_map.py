@@ -421,8 +421,11 @@ def test_a_path_is_shared_by_its_rows() -> None:
     assert sizes == [16] * 8  # 32 rows, 8 paths, with and without the prompt
 
 
-@pytest.mark.parametrize("changes", [{}, {"curriculum": 0.8}, {"train_guidance": 2.0, "most_guidance": 4.0}])
-@pytest.mark.parametrize(("atom", "ones"), [(0.0, 0), (0.125, 4), (0.5, 16)])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"curriculum": 0.8}, {"train_guidance": 2.0, "most_guidance": 4.0}, {"jumps_from": 0.0, "jump_per_path": 8}],
+)
+@pytest.mark.parametrize(("atom", "ones"), [(0.0, 0), (0.09375, 3), (0.3125, 10), (0.5, 16)])
 def test_a_path_asked_twice_for_its_longest_step_is_one_row_that_counts_twice(
     atom: float, ones: int, changes: dict[str, float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -439,11 +442,13 @@ def test_a_path_asked_twice_for_its_longest_step_is_one_row_that_counts_twice(
     assert (often[goal.parts["flow"]] == 1).all()
     assert len(often[goal.parts["flow"]]) == 32
     assert len(often[cons]) == 32 - max(0, ones - 4)
-    if ones:
-        assert often[:4].sum() == ones
-        assert not goal.t[:4].any()
-        assert (goal.dt[:4] - sampler.reach(when)).abs().max() <= 0.5 / 6  # moved to a node
-        assert len({tuple(x.flatten().tolist()) for x in goal.x[:4]}) == 4  # a path each
+    asked = min(ones, 4)  # one row a path
+    assert goal.parts.get("consistency_d1") == (slice(0, asked) if ones and "curriculum" not in changes else None)
+    assert often[:asked].tolist() == {0: [], 3: [1, 1, 1], 10: [3, 3, 2, 2], 16: [4, 4, 4, 4]}[ones]
+    assert not goal.t[:asked].any()
+    assert ((goal.dt[:asked] - sampler.reach(when)).abs() <= 0.5 / 4).all()  # moved to a node
+    means = torch.linspace(-1, 1, 64, dtype=torch.float64)[:asked]
+    assert torch.equal(goal.cond.mean[:asked], means)
 
     every = torch.arange(len(often)).repeat_interleave(often)
     assert goal.ends is not None
@@ -464,6 +469,13 @@ def test_a_path_asked_twice_for_its_longest_step_is_one_row_that_counts_twice(
     assert parts.keys() == expected_parts.keys() >= {"consistency", "flow", "perceptual"}
     for name, value in parts.items():
         close(value, expected_parts[name], 1e-12)
+
+
+def test_a_large_batch_leaves_as_many_rows_each_time() -> None:
+    """Each size would be recorded anew where a training replays its calls."""
+    sampler = build_sampler(TrajectoryCfg(share=0.44, every=1, one_step_atom=0.5))
+    x1, cond = noise(1024), Prompt(torch.ones(1024))
+    assert {len(sampler.targets(x1, cond, FlowMap(S)).x) for _ in range(20)} == {1024 - 226 + 113}
 
 
 @pytest.mark.parametrize(("jumps_from", "progress"), [(0.0, 0.0), (0.8, 0.8)])
