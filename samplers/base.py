@@ -52,11 +52,14 @@ class Targets:
     end_weight: float = 0.0  # of what it sees there
     counts: Tensor | None = None  # [B] how many rows of the batch, all the same, each of these stands for; None: one
 
-    def mean(self, value: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
-        """Of ``value`` [B] over some of the rows, each as often as it counts."""
+    def mean(self, values: Tensor, rows: slice | Tensor = slice(None)) -> Tensor:
+        """Of the ``values`` of ``rows``, each as often as its row counts; 0 where there are none."""
+        if len(values) == 0:
+            return values.sum()
         if self.counts is None:
-            return value[rows].mean()
-        return (value[rows] * self.counts[rows]).sum() / self.counts[rows].sum()
+            return values.mean()
+        counts = self.counts[rows].to(values.dtype)
+        return (values * counts).sum() / counts.sum()
 
 
 class Sampler(Solver):
@@ -108,12 +111,11 @@ class Sampler(Solver):
         answer = self.reading(net)(goal.x, goal.t, goal.dt, goal.cond)
         wide = torch.promote_types(answer.dtype, torch.float32)
         error = measure(answer.to(wide), goal.y)  # [B]
-        parts = {name: goal.mean(error.detach(), rows) for name, rows in goal.parts.items()}
+        parts = {name: goal.mean(error.detach()[rows], rows) for name, rows in goal.parts.items()}
         if goal.ends is not None and perceptual is not None:
             x, dt = goal.x[goal.ends], spread(goal.dt[goal.ends], goal.x)
             seen = perceptual(x + dt * answer[goal.ends].to(wide), x + dt * goal.y[goal.ends]).to(error.dtype)  # [R]
-            often = torch.ones_like(seen) if goal.counts is None else goal.counts[goal.ends].to(seen.dtype)
-            parts["perceptual"] = (seen.detach() * often).sum() / often.sum().clamp(min=1)
+            parts["perceptual"] = goal.mean(seen.detach(), goal.ends)
             error = error.index_add(0, goal.ends, goal.end_weight * seen)
         weight = goal.weight
         power = self.cfg.loss_power if goal.power is None else goal.power

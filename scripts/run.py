@@ -26,7 +26,7 @@ KEEP = {  # parameter of glibc's allocator -> its value here, and its names in t
 
 def keep_freed_memory() -> None:
     """Have glibc keep what tensors leave behind for the next ones, as large in every step, in the place of giving it
-    back and asking for it anew, which the kernel clears page by page: 10 to 40 % of a step on a CPU (docs/speed.md).
+    back and asking for it anew, which the kernel clears page by page: up to 40 % of a step on a CPU (docs/speed.md).
 
     What the environment sets, by these names or in GLIBC_TUNABLES, stays so. Nothing is done with another C library.
     """
