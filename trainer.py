@@ -199,6 +199,10 @@ def fit(
         with together(trainer, stop):
             trainer.fit(module, datamodule=data, ckpt_path=resume.path if resume else None, weights_only=True)
             finish(trainer, module, data, run_dir, kind)
+    except BaseException:
+        if trainer is not None:
+            trainer.fit_loop.teardown()  # Lightning leaves its loaders' processes where a validation was broken off
+        raise
     finally:
         if trainer is not None:
             close(trainer.loggers)

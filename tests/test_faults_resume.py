@@ -5,6 +5,7 @@ import os
 import signal
 from collections.abc import Callable
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,7 @@ def test_stopped_by_a_signal_and_resumed_is_unbroken(
         with pytest.raises(SystemExit) as end:
             train(cfg, tmp_path / "parts", resume="auto")
         assert end.value.code == 128 + number
+        assert not active_children()  # also of a training that was stopped while it validated
         assert content(tmp_path / "parts" / "last.ckpt")["global_step"] == step
     same_training(whole, train(cfg, tmp_path / "parts", resume="auto"))
 

@@ -114,6 +114,7 @@ def test_a_folder_without_captions_becomes_a_model_that_was_asked_for_its_geomet
         write_mask(tmp_path / f"masks/{i}.png", mask)
     for name, few in (("PROMPTS", 2), ("EACH", 1), ("LEAST_JUDGED", 8)):
         monkeypatch.setattr(quickstart, name, few)
+    monkeypatch.setattr("scripts.seeded.TRIES", 2)  # it learns for a second: no try would follow
     monkeypatch.chdir(tmp_path)
     quickstart.main(["--data", "masks", "--minutes", "0.02", "--out", "made"])
     told = capsys.readouterr().out

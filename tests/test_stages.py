@@ -260,12 +260,17 @@ def test_stage_1_learns_a_handful_of_masks_by_heart() -> None:
 
 
 @pytest.mark.slow(longest=True)
-@pytest.mark.parametrize("sampler", [ShortcutCfg(share=0.25, every=1), FlowCfg(), DDPMCfg(timesteps=100, steps=20)])
-def test_stage_2_learns_a_handful_of_masks_by_heart(sampler: Any) -> None:
+@pytest.mark.parametrize(("sampler", "levels"), [
+    (ShortcutCfg(share=0.25, every=1), (1,)), (FlowCfg(), (1, 2)), (DDPMCfg(timesteps=100, steps=20), (1,)),
+])  # fmt: skip
+def test_stage_2_learns_a_handful_of_masks_by_heart(sampler: Any, levels: tuple[int, ...]) -> None:
     """Each prompt has one latent, so that one step (twenty for the other samplers) must find it."""
     torch.manual_seed(0)
     prompts = ["a cat", "an elephant", "a bird", "a giraffe"]
-    module = DiffusionModule(replace(TINY_2, sampler=sampler), AutoencoderModule(TINY_1)).train()
+    data = replace(TINY_2.data, image_size=16)  # latents of 4x4
+    backbone = replace(TINY_2.backbone, multipliers=levels)
+    cfg = replace(TINY_2, data=data, backbone=backbone, sampler=sampler)
+    module = DiffusionModule(cfg, AutoencoderModule(replace(TINY_1, data=data))).train()
     goal = torch.randn(4, *module.latent_shape)
     cond, count = module.encode_text(prompts * 4), 300 if isinstance(sampler, ShortcutCfg) else 200
     optimizer = build_optimizer(module.net, replace(TINY_2.optim, lr=2e-3), count)
