@@ -94,7 +94,9 @@ def test_an_environment_that_is_not_whole_is_made_anew(project: Path, found: str
     assert shell("setup", project=project, PYTHON=str(python))[0] == 0
     calls = (project / "calls").read_text()
     assert NEW_VENV in calls
-    assert calls.splitlines()[-1].startswith(".venv/bin/python -m pip install ")
+    install, _, compile_it = calls.splitlines()[-3:]
+    assert install.startswith(".venv/bin/python -m pip install ")
+    assert compile_it.startswith(".venv/bin/python -m compileall ")
     assert shell("setup", project=project, PYTHON=str(python)) == (0, "")
     assert "so PIP_ARGS changes nothing" in shell("setup", project=project, PIP_ARGS="--extra-index-url x")[1]
     assert (project / "calls").read_text() == calls
@@ -113,7 +115,7 @@ def test_an_environment_without_pip_gets_it_and_loses_nothing(project: Path) -> 
     (project / ".venv/mine").touch()
     assert shell("setup", project=project, PYTHON="absent")[0] == 0
     calls = (project / "calls").read_text().splitlines()
-    assert [line.split()[2] for line in calls if " -m " in line] == ["pip", "ensurepip", "pip"]
+    assert [line.split()[2] for line in calls if " -m " in line] == ["pip", "ensurepip", "pip", "compileall"]
     assert (project / ".venv/mine").exists()
 
 
