@@ -8,6 +8,7 @@ from configs.autoencoder_cfg import KLCfg, Stage1Cfg, VarianceExpansionCfg
 from configs.backbone_cfg import Backbone, DiTCfg
 from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg
 from configs.presets import (
+    ADAMW,
     ANIMALS,
     ICONS,
     LEAN_UNET,
@@ -56,9 +57,14 @@ def as_shortcut(cfg: M) -> M:
     )
 
 
+def quickstart() -> Stage2Cfg:
+    """Its stage 2 with the optimiser of docs/results.md's tables."""
+    return replace(stage2_animals_tiny(), optim=ADAMW)
+
+
 def shortcut_base() -> Stage2Cfg:
     """The quickstart's stage 2 with the shortcut objective and the fast teacher that it needs."""
-    return replace(stage2_animals_tiny(), sampler=SHORTCUT, ema=EMACfg(0.998, 0.95))
+    return replace(quickstart(), sampler=SHORTCUT, ema=EMACfg(0.998, 0.95))
 
 
 def objectives() -> dict[str, Entrant]:
@@ -81,7 +87,7 @@ def objectives() -> dict[str, Entrant]:
         "flow": Entrant(replace(base, sampler=FlowCfg()), STAGE_1, (1.0, 2.0)),
         "shortcut-paper": Entrant(replace(base, sampler=paper, ema=EMACfg(base.ema.decay, 0.999)), STAGE_1),
     }
-    found["trajectory"] = Entrant(stage2_animals_tiny(), STAGE_1)
+    found["trajectory"] = Entrant(quickstart(), STAGE_1)
     for name, sampler in entries.items():
         smooth = isinstance(sampler, (MeanFlowCfg, LagrangianCfg))  # they differentiate in time
         backbone = replace(base.backbone, fastest_rate=50.0) if smooth else base.backbone
@@ -118,7 +124,7 @@ def parts() -> dict[str, Entrant]:
 
 def late() -> dict[str, Entrant]:
     """Self-consistency that begins late, from the network's own jumps (shortcut) or from whole paths (trajectory)."""
-    base = stage2_animals_tiny()
+    base = quickstart()
     shortcut = replace(SHORTCUT, train_guidance=1.5, begin=0.7, share=0.375)
     path = TrajectoryCfg(
         train_guidance=1.5, begin=0.7, share=0.375, loss_power=0.5, consistency_weight=2.0, one_step_atom=0.25
@@ -159,7 +165,7 @@ def late() -> dict[str, Entrant]:
 
 def finish() -> dict[str, Entrant]:
     """The preset, and the same with paths of jumps towards the end."""
-    base = stage2_animals_tiny()
+    base = quickstart()
     samplers = {
         "trajectory": TRAJECTORY,
         "jumps": replace(TRAJECTORY, jumps_from=0.8, jump_per_path=3),
@@ -170,7 +176,7 @@ def finish() -> dict[str, Entrant]:
 
 def networks() -> dict[str, Entrant]:
     """Wavelet UNet (with gates and band skips, and without), convolutional UNet and DiT under the same objective."""
-    base = stage2_animals_tiny()
+    base = quickstart()
     unet = replace(SMALL_UNET, gates=True, band_skips=True)
     nets: dict[str, Backbone] = {
         "wavelet": unet,
@@ -188,7 +194,7 @@ def networks() -> dict[str, Entrant]:
 
 def latents() -> dict[str, Entrant]:
     """What the latent space of stage 1 does to one-step masks."""
-    base = stage2_animals_tiny()
+    base = quickstart()
     vae = SMALL_VAE
     spaces = {
         "f4-kl-1e-2": vae,
@@ -209,7 +215,7 @@ def latents() -> dict[str, Entrant]:
 def cheaper() -> dict[str, Entrant]:
     """What would make a training step or a mask of the quickstart cheaper: fewer channels where there are many pixels
     (8x8, 4x4 and 2x2 latent pixels cost 16 : 4 : 1), a slimmer autoencoder."""
-    base, stage_1 = stage2_animals_tiny(), stage1_animals_tiny()
+    base, stage_1 = quickstart(), stage1_animals_tiny()
     narrow = replace(SMALL_UNET, width=32, blocks=1)
     nets = {
         "64-128": SMALL_UNET,
@@ -226,7 +232,7 @@ def cheaper() -> dict[str, Entrant]:
 def few() -> dict[str, Entrant]:
     """Channels of the latent and weight of the KL term where there are 900 masks, as the quickstart may be given."""
     data = replace(ANIMALS, val_fraction=0.9)
-    base = replace(stage2_animals_tiny(), data=data)
+    base = replace(quickstart(), data=data)
     found = {}
     for channels in (4, 2):
         for weight in (1e-2, 1e-6):
@@ -240,7 +246,7 @@ def icons() -> dict[str, Entrant]:
     """Objectives, networks and latent spaces on 64x64 icons; each changes one thing of the first."""
     data = replace(ICONS, batch_size=64)
     unet = replace(SMALL_UNET, attention_sizes=(8,))  # the lower of its two sizes, as with animals
-    base = replace(stage2_animals_tiny(), data=data, text=TextCfg(articles=False), backbone=unet)
+    base = replace(quickstart(), data=data, text=TextCfg(articles=False), backbone=unet)
     train = TrainerCfg(max_steps=400, val_every=400)
     stage_1 = Stage1Cfg(data=data, autoencoder=SMALL_VAE, optim=OptimCfg(lr=2e-3), ema=0.99, train=train)
     paper = replace(base, sampler=ShortcutCfg(share=0.25, every=1), ema=EMACfg(base.ema.decay, 0.999))

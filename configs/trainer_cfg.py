@@ -12,10 +12,12 @@ TRACKERS = ("tensorboard", "wandb", "mlflow")
 
 @dataclass(frozen=True)
 class OptimCfg:
-    """AdamW with linear warm-up and a cosine fall."""
+    """AdamW, or Muon beside it, with linear warm-up and a cosine fall."""
 
     lr: float = 1e-3
     """Peak learning rate."""
+    muon_lr: float = 0.0
+    """Peak learning rate of Muon, for matrices and filters inside the network, on AdamW's scale (0: AdamW for all)."""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient."""
     beta2: float = 0.99
@@ -31,6 +33,7 @@ class OptimCfg:
 
     def __post_init__(self) -> None:
         positive("optim.lr", self.lr)
+        non_negative("optim.muon_lr", self.muon_lr)
         fraction("optim.beta1", self.beta1, below_one=True)
         fraction("optim.beta2", self.beta2, below_one=True)
         non_negative("optim.weight_decay", self.weight_decay)

@@ -6,9 +6,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from configs.trainer_cfg import OptimCfg
+from models.muon import Muon
+
+FEWEST_ROWS = 16
+OUTER = ("conv_in.", "conv_out.", "prompt.", "pooled.", "time.", "step.")
 
 
 def schedule(step: int, cfg: OptimCfg, max_steps: int, time_used: float = 0.0) -> float:
@@ -29,15 +33,33 @@ def build_optimizer(
 
     Weight decay is for matrices and filters only: vectors (biases, norms), learned tokens and a lone filter, such as
     the last one of a decoder of masks, have none.
+    With ``cfg.muon_lr``, Muon moves what lies between the first and the last layers and is no small matrix.
     ``time_used`` answers the share of a time limit that is over.
     """
-    trained = [p for p in net.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.ndim >= 2 and p.shape[0] > 1]
-    vectors = [p for p in trained if not (p.ndim >= 2 and p.shape[0] > 1)]
-    groups = [{"params": matrices, "weight_decay": cfg.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
+    trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
+    matrices = {name: p for name, p in trained.items() if p.ndim >= 2 and p.shape[0] > 1}
+    inner = [p for name, p in matrices.items() if cfg.muon_lr and is_inner(name, p)]
+    others = {id(p) for p in matrices.values()} - {id(p) for p in inner}
+    groups: list[dict[str, Any]] = [
+        {"params": [p for p in matrices.values() if id(p) in others], "weight_decay": cfg.weight_decay},
+        {"params": [p for name, p in trained.items() if name not in matrices], "weight_decay": 0.0},
+    ]
+    optimizer: torch.optim.Optimizer
+    if cfg.muon_lr:
+        groups = [group | {"lr": cfg.lr, "muon": False} for group in groups]
+        groups.append({"params": inner, "weight_decay": cfg.weight_decay, "lr": cfg.muon_lr, "muon": True})
+        optimizer = Muon(groups, betas=(cfg.beta1, cfg.beta2))
+    else:
+        optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule(step, cfg, max_steps, time_used()))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def is_inner(name: str, parameter: Tensor) -> bool:
+    """Whether Muon suits a matrix or filter: not the first and last layers, those of times, few rows, or (large, and as
+    good without) the scales and shifts that times and prompts make."""
+    rows = min(len(parameter), parameter.numel() // len(parameter))
+    return rows >= FEWEST_ROWS and not name.startswith(OUTER) and "modulation" not in name
 
 
 @contextmanager

@@ -67,6 +67,11 @@ def find_resume(cfg: Stage1Cfg | Stage2Cfg, kind: str) -> Resume | None:
                 )
             with whole(path, make):
                 old = from_dict(type(cfg), content[KEY]["config"])
+            if (old.optim.muon_lr > 0) != (cfg.optim.muon_lr > 0):
+                raise CheckpointError(
+                    path, f"was trained with optim.muon_lr {old.optim.muon_lr:g}, and its optimiser's state is of no "
+                    f"use with {cfg.optim.muon_lr:g}", f"go on with --optim.muon-lr {old.optim.muon_lr:g}",
+                )  # fmt: skip
         except CheckpointError as reason:
             if train.resume != "auto" or path == found[-1]:
                 raise

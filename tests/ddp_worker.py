@@ -89,7 +89,7 @@ def trained(
     """
     torch.manual_seed(0)
     train = replace(TINY_2.train, strategy=strategy, max_steps=steps, val_every=100, checkpoint_parts=parts)
-    optim = replace(TINY_2.optim, final_lr=1.0)  # a schedule that does not depend on the number of steps
+    optim = replace(TINY_2.optim, final_lr=1.0, muon_lr=1e-3)  # a schedule that does not depend on the number of steps
     of_two = {"sketch": 32}
     of_four = {"multipliers": (1,), "attention_sizes": ()}  # sharing out takes time for each parameter and process
     parts_of_net: dict[str, Any] = of_four if os.environ.get("WORLD_SIZE") == "4" else of_two

@@ -1,0 +1,150 @@
+"""Muon: what it makes of a gradient, which weights it moves, and that it learns, resumes and leaves out updates."""
+
+import copy
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY_1, TINY_2
+from torch import Tensor, nn
+
+from autoencoder import AutoencoderModule
+from configs.checks import ConfigError
+from configs.trainer_cfg import OptimCfg
+from diffusion import DiffusionModule
+from models.checkpoint import CheckpointError
+from models.muon import MOMENTUM, SHARE, orthogonal
+from models.optim import build_optimizer
+from trainer import train_stage_1
+
+CFG = OptimCfg(lr=1e-3, muon_lr=3e-3, warmup_steps=0, weight_decay=0.1)
+
+
+@pytest.mark.parametrize("shape", [(3, 16, 16), (2, 16, 24), (2, 24, 16), (3, 16, 144), (2, 144, 16)])
+def test_a_matrix_becomes_the_nearest_orthogonal_one(shape: tuple[int, int, int]) -> None:
+    """Wide, tall and nearly square ones, of any size; the singular vectors stay."""
+    torch.manual_seed(0)
+    x = torch.randn(shape) * 10.0 ** torch.tensor([-6.0, 0.0, 6.0])[: shape[0], None, None]
+    made = orthogonal(x)
+    left, values, right = torch.linalg.svd(x.double(), full_matrices=False)
+    kept = left.mT @ made.double() @ right.mT
+    there = values > 0.01 * values.amax(1, keepdim=True)  # those near none become larger, but not yet near 1
+    diagonal = kept.diagonal(dim1=1, dim2=2)
+    assert ((diagonal > 0.6) & (diagonal < 1.25))[there].all()
+    assert (kept - torch.diag_embed(diagonal)).abs().max() < 1e-3
+
+
+def test_wide_matrices_are_iterated_by_their_square_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(4, 32, 288)
+    by_square = orthogonal(x)
+    monkeypatch.setattr("models.muon.WIDE", math.inf)
+    torch.testing.assert_close(by_square, orthogonal(x), rtol=1e-3, atol=1e-4)
+
+
+def test_no_gradient_at_all_moves_nothing() -> None:
+    assert not orthogonal(torch.zeros(1, 16, 32)).any()
+
+
+class Net(nn.Module):
+    """A first and a last layer, and between them a filter, a small one, and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.conv_in = nn.Conv2d(2, 16, 3, padding=1)
+        self.inside = nn.Conv2d(16, 16, 3, padding=1)
+        self.small = nn.Conv2d(16, 4, 1)
+        self.conv_out = nn.Conv2d(4, 16, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv_out(self.small(self.inside(self.conv_in(x)).relu()))
+        return out
+
+
+def built(net: nn.Module, cfg: OptimCfg = CFG) -> Any:
+    return build_optimizer(net, cfg, 100)["optimizer"]
+
+
+def step(net: Net, optimizer: Any, seed: int = 0) -> None:
+    x = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+    optimizer.zero_grad()
+    net(x).square().mean().backward()
+    optimizer.step()
+
+
+def test_only_filters_inside_are_moved_by_it() -> None:
+    net, other = Net(), Net()
+    optimizer, plain = built(net), built(other, replace(CFG, muon_lr=0.0))
+    (inside,) = next(group["params"] for group in optimizer.param_groups if group["muon"])
+    assert inside is net.inside.weight
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(net.parameters()))
+    for seed in range(2):
+        step(net, optimizer, seed)
+        if seed == 0:  # the second begins at other weights
+            step(other, plain, seed)
+            for (name, mine), theirs in zip(net.named_parameters(), other.parameters(), strict=True):
+                assert torch.equal(mine, theirs) == (name != "inside.weight"), name
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_its_step_is_momentum_made_orthogonal_in_either_memory_format(layout: torch.memory_format) -> None:
+    net = Net().to(memory_format=layout)
+    optimizer, mean, expected = built(net), torch.zeros(16, 144), net.inside.weight.detach().clone().flatten(1)
+    for seed in range(3):
+        step(net, optimizer, seed)
+        gradient = net.inside.weight.grad
+        assert gradient is not None
+        mean = mean.lerp(gradient.flatten(1), 1 - MOMENTUM)
+        moved = orthogonal(gradient.flatten(1).lerp(mean, MOMENTUM)[None])[0]
+        expected = expected * (1 - 3e-3 * 0.1) - 3e-3 * SHARE * 12 * moved
+        torch.testing.assert_close(net.inside.weight.detach().flatten(1), expected, rtol=0, atol=1e-5)
+
+
+def test_it_goes_on_from_its_state_and_leaves_out_what_is_no_number() -> None:
+    net = Net()
+    optimizer = built(net)
+    step(net, optimizer)
+    twin = copy.deepcopy(net)
+    resumed = built(twin)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    optimizer.found_inf = torch.tensor(1.0)
+    for parameter in net.parameters():
+        parameter.grad = torch.full_like(parameter, math.nan)
+    optimizer.step()
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    optimizer.found_inf = None
+    for one, other in ((net, optimizer), (twin, resumed)):
+        step(one, other, seed=1)
+    for name, value in net.state_dict().items():
+        assert torch.equal(value, twin.state_dict()[name]), name
+
+
+def test_of_the_network_it_moves_most_weights(tiny_autoencoder: AutoencoderModule) -> None:
+    backbone = replace(TINY_2.backbone, width=64)
+    net = DiffusionModule(replace(TINY_2, backbone=backbone), tiny_autoencoder).net
+    groups = built(net).param_groups
+    moved = sum(p.numel() for group in groups if group["muon"] for p in group["params"])
+    assert moved > 0.7 * sum(p.numel() for p in net.parameters())
+
+
+def test_a_training_goes_on_with_the_optimiser_that_it_began_with(tmp_path: Path) -> None:
+    train = replace(TINY_1.train, run_dir=str(tmp_path / "a"), runs=str(tmp_path), max_steps=1)
+    cfg = replace(TINY_1, train=train, optim=replace(TINY_1.optim, muon_lr=1e-3))
+    train_stage_1(cfg, "x")
+    further = replace(cfg, train=replace(train, max_steps=2, resume="auto"))
+    words = r"was trained with optim\.muon_lr 0\.001.*go on with --optim\.muon-lr 0\.001"
+    with pytest.raises(CheckpointError, match=words):
+        train_stage_1(replace(further, optim=TINY_1.optim), "x")
+    train_stage_1(further, "x")
+    assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "complete"
+
+
+def test_a_negative_rate_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.muon_lr is -1"):
+        OptimCfg(muon_lr=-1.0)
