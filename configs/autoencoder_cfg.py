@@ -143,6 +143,7 @@ class Stage1Cfg:
 
     def __post_init__(self) -> None:
         fraction("ema", self.ema, below_one=True)
+        require(self.optim.muon_lr == 0, "optim.muon_lr", self.optim.muon_lr, "0 in stage 1: Muon is for stage 2")
         shared_out = self.train.strategy in ("fsdp", "hybrid")
         require(not self.autoencoder.has_critic or not shared_out, "train.strategy", self.train.strategy,
                 "ddp beside a critic (autoencoder.loss.critic), which is not shared out")

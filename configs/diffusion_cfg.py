@@ -105,6 +105,7 @@ class Stage2Cfg:
                     "0 for ordinary images (data.channels 3): the sketches to learn from are made of masks")
         if self.reader.only:
             require(not self.sketch.only, "reader.only", True, "False where only the encoder of sketches is trained")
+            require(self.optim.muon_lr == 0, "optim.muon_lr", self.optim.muon_lr, "0 where only the reader is trained")
             require(isinstance(self.sampler, FlowMapCfg), "reader.only", True,
                     "False for an objective that learns no jumps: the reader looks at masks drawn by a single one")
             require(self.train.strategy not in ("fsdp", "hybrid"), "reader.only", True,

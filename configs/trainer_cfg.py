@@ -17,7 +17,8 @@ class OptimCfg:
     lr: float = 1e-3
     """Peak learning rate."""
     muon_lr: float = 0.0
-    """Peak learning rate of Muon, for matrices and filters inside the network, on AdamW's scale (0: AdamW for all)."""
+    """Stage 2: peak learning rate of Muon, which moves the matrices and filters inside the network, on AdamW's scale
+    (0: AdamW moves all)."""
     beta1: float = 0.9
     """AdamW's decay of the mean gradient."""
     beta2: float = 0.99

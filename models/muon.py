@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 MOMENTUM = 0.95
 ITERATIONS = 5
@@ -18,7 +17,7 @@ WIDE = 2  # from how many times as many columns as rows on the square of a matri
 class Muon(torch.optim.AdamW):
     """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for groups with ``muon`` True, AdamW for the others.
 
-    A filter is the matrix of its output channels by all else. Its gradients' running mean, with Nesterov's look ahead,
+    A filter is the matrix of its first axis by all else. Its gradients' running mean, with Nesterov's look ahead,
     is replaced by the nearest matrix whose singular values are near 1, scaled to the size of AdamW's steps
     (Liu et al. 2025, arXiv 2502.16982). Weights that are shared out over processes are gathered for that.
 
@@ -29,7 +28,6 @@ class Muon(torch.optim.AdamW):
 
     def __init__(self, groups: Iterable[dict[str, Any]], betas: tuple[float, float]) -> None:
         super().__init__(groups, betas=betas, fused=True)
-        self._step_supports_amp_scaling = False  # the scaler of fp16 is to unscale gradients before
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -58,13 +56,13 @@ class Muon(torch.optim.AdamW):
         steps, means = ([self.state[weight][name] for weight in weights] for name in ("step", "mean"))
         gradients = [weight.grad for weight in weights if weight.grad is not None]
         keep: Any = 1.0
-        bad: Tensor | None = getattr(self, "found_inf", None)  # as StepRoutine tells fused optimisers
-        if bad is not None:  # 1: all stays as it is, without asking a GPU first
+        bad: Tensor | None = getattr(self, "found_inf", None)  # StepRoutine or the scaler of fp16 says so
+        if bad is not None:  # 1: weights and means stay as they are, without asking a GPU first
             keep = 1 - bad
             gradients = [torch.where(bad > 0, mean, gradient) for mean, gradient in zip(means, gradients, strict=True)]
         torch._foreach_add_(steps, 1)
         torch._foreach_lerp_(means, gradients, 1 - MOMENTUM)
-        ahead = torch._foreach_lerp(gradients, means, MOMENTUM)
+        ahead = [gradient.lerp(mean, MOMENTUM) for gradient, mean in zip(gradients, means, strict=True)]
         torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"] * keep)
         alike: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}
         for weight, step in zip(weights, ahead, strict=True):
@@ -76,14 +74,17 @@ class Muon(torch.optim.AdamW):
                 weight.sub_(shared_as(weight, as_filter(matrix, step)), alpha=size)
 
 
-def whole(x: Tensor) -> Tensor:
-    return x.full_tensor() if isinstance(x, DTensor) else x
+def whole(x: Any) -> Tensor:
+    gathered: Tensor = x.full_tensor() if hasattr(x, "full_tensor") else x
+    return gathered
 
 
-def shared_as(weight: Tensor, x: Tensor) -> Tensor:
+def shared_as(weight: Any, x: Tensor) -> Tensor:
     """``x``, which all processes hold, shared out as ``weight`` is."""
-    if not isinstance(weight, DTensor):
+    if not hasattr(weight, "full_tensor"):
         return x
+    from torch.distributed.tensor import distribute_tensor  # only there: it takes long to import
+
     return distribute_tensor(x, weight.device_mesh, weight.placements, src_data_rank=None)
 
 

@@ -12,7 +12,8 @@ from configs.trainer_cfg import OptimCfg
 from models.muon import Muon
 
 FEWEST_ROWS = 16
-OUTER = ("conv_in.", "conv_out.", "prompt.", "pooled.", "time.", "step.")
+OUTER = {"conv_in", "conv_out", "patch_in", "patch_out", "first", "last", "prompt", "pooled", "time", "step",
+         "guidance", "modulation", "modulation_out"}  # fmt: skip
 
 
 def schedule(step: int, cfg: OptimCfg, max_steps: int, time_used: float = 0.0) -> float:
@@ -56,10 +57,10 @@ def build_optimizer(
 
 
 def is_inner(name: str, parameter: Tensor) -> bool:
-    """Whether Muon suits a matrix or filter: not the first and last layers, those of times, few rows, or (large, and as
-    good without) the scales and shifts that times and prompts make."""
+    """Whether Muon suits a matrix or filter of stage 2's networks: not the first and last layers, those of times and
+    prompts, few rows, or (large, and as good without) the scales and shifts that times and prompts make."""
     rows = min(len(parameter), parameter.numel() // len(parameter))
-    return rows >= FEWEST_ROWS and not name.startswith(OUTER) and "modulation" not in name
+    return rows >= FEWEST_ROWS and OUTER.isdisjoint(name.split("."))
 
 
 @contextmanager

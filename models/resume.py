@@ -67,22 +67,28 @@ def find_resume(cfg: Stage1Cfg | Stage2Cfg, kind: str) -> Resume | None:
                 )
             with whole(path, make):
                 old = from_dict(type(cfg), content[KEY]["config"])
-            if (old.optim.muon_lr > 0) != (cfg.optim.muon_lr > 0):
-                raise CheckpointError(
-                    path, f"was trained with optim.muon_lr {old.optim.muon_lr:g}, and its optimiser's state is of no "
-                    f"use with {cfg.optim.muon_lr:g}", f"go on with --optim.muon-lr {old.optim.muon_lr:g}",
-                )  # fmt: skip
         except CheckpointError as reason:
             if train.resume != "auto" or path == found[-1]:
                 raise
             warnings.warn(f"{reason}; trying an older one", stacklevel=2)
             continue
+        require_optimizer(path, content, old.optim.muon_lr, cfg)
         apart = differences(old, cfg)
         changed = [line for line in apart if not line.startswith(("train.resume:", "train.run_dir:"))]
         print(f"resuming from {path}", *changed, sep="\n  ", flush=True)
         return Resume(path, lighter(content, "autoencoder."), changed)
     print(f"{train.run_dir} holds no checkpoint to resume from: starting anew", flush=True)
     return None
+
+
+def require_optimizer(path: Path, content: Mapping[str, Any], before: float, cfg: Stage1Cfg | Stage2Cfg) -> None:
+    """Raise CheckpointError where a training that is not over would go on with Muon and began without it, or so."""
+    over = content[KEY]["complete"] and content["global_step"] >= cfg.train.max_steps
+    if (before > 0) != (cfg.optim.muon_lr > 0) and not over:
+        raise CheckpointError(
+            path, f"was trained with optim.muon_lr {before:g}, and its optimiser's state is of no use with "
+            f"{cfg.optim.muon_lr:g}", f"go on with --optim.muon-lr {before:g}",
+        )  # fmt: skip
 
 
 def progress(path: Path) -> tuple[int, float]:

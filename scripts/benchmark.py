@@ -95,6 +95,8 @@ def measure(cfg: BenchmarkCfg) -> dict[str, Any]:
 
     device = choose_device(cfg.accelerator)
     stage_2 = STAGE_2[cfg.preset]()
+    # Beside others with AdamW, which they have, and so that objectives and number formats differ by themselves alone.
+    stage_2 = replace(stage_2, optim=replace(stage_2.optim, muon_lr=0.0))
     stage_1 = replace(STAGE_1[cfg.preset](), data=stage_2.data)
     report = Report()
     machine(report, device)

@@ -13,13 +13,14 @@ from conftest import TINY_1, TINY_2
 from torch import Tensor, nn
 
 from autoencoder import AutoencoderModule
+from configs.backbone_cfg import DiTCfg
 from configs.checks import ConfigError
 from configs.trainer_cfg import OptimCfg
 from diffusion import DiffusionModule
 from models.checkpoint import CheckpointError
 from models.muon import MOMENTUM, SHARE, orthogonal
 from models.optim import build_optimizer
-from trainer import train_stage_1
+from trainer import train_stage_1, train_stage_2
 
 CFG = OptimCfg(lr=1e-3, muon_lr=3e-3, warmup_steps=0, weight_decay=0.1)
 
@@ -125,24 +126,68 @@ def test_it_goes_on_from_its_state_and_leaves_out_what_is_no_number() -> None:
         assert torch.equal(value, twin.state_dict()[name]), name
 
 
-def test_of_the_network_it_moves_most_weights(tiny_autoencoder: AutoencoderModule) -> None:
-    backbone = replace(TINY_2.backbone, width=64)
+@pytest.mark.parametrize("sketch", [0, 32])
+def test_of_the_network_it_moves_most_weights_but_no_outer_ones(
+    sketch: int, tiny_autoencoder: AutoencoderModule
+) -> None:
+    backbone = replace(TINY_2.backbone, width=64, sketch=sketch)
     net = DiffusionModule(replace(TINY_2, backbone=backbone), tiny_autoencoder).net
-    groups = built(net).param_groups
-    moved = sum(p.numel() for group in groups if group["muon"] for p in group["params"])
-    assert moved > 0.7 * sum(p.numel() for p in net.parameters())
+    moved = {id(p) for group in built(net).param_groups if group["muon"] for p in group["params"]}
+    left = {name for name, p in net.named_parameters() if p.ndim >= 2 and id(p) not in moved}
+    of_sketch = {"sketch.first.weight", "sketch.last.0.weight", "sketch.last.1.weight"} if sketch else set()
+    assert {name for name in left if "modulation" not in name} == of_sketch | {
+        "conv_in.weight", "conv_out.weight", "pooled.weight", "prompt.null", "prompt.project.1.weight",
+        "time.mlp.0.weight", "time.mlp.2.weight", "step.mlp.0.weight", "step.mlp.2.weight",
+    }  # fmt: skip
+    assert sum(p.numel() for p in net.parameters() if id(p) in moved) > 0.7 * sum(p.numel() for p in net.parameters())
 
 
+def test_of_a_dit_it_moves_what_is_inside_the_blocks(tiny_autoencoder: AutoencoderModule) -> None:
+    net = DiffusionModule(replace(TINY_2, backbone=DiTCfg(width=64, depth=1)), tiny_autoencoder).net
+    moved = {id(p) for group in built(net).param_groups if group["muon"] for p in group["params"]}
+    names = {name for name, p in net.named_parameters() if id(p) in moved}
+    assert names
+    assert all(name.startswith("blocks.0.") and "modulation" not in name for name in names), names
+
+
+def test_the_scaler_of_fp16_unscales_for_it_and_leaves_updates_out() -> None:
+    net, twin = Net(), Net()
+    optimizer, plain, scaler = built(net), built(twin), torch.amp.GradScaler("cpu", init_scale=1024.0)
+    for seed, factor in ((0, 1.0), (1, math.inf), (2, 1.0)):
+        x = torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(seed))
+        optimizer.zero_grad()
+        scaler.scale(net(x).square().mean() * factor).backward()
+        scaler.unscale_(optimizer)  # as StepRoutine does
+        scaler.step(optimizer)
+        scaler.update()
+        if factor == 1.0:
+            step(twin, plain, seed)
+    for name, value in net.state_dict().items():
+        torch.testing.assert_close(value, twin.state_dict()[name], rtol=0, atol=2e-5, msg=name)
+
+
+@pytest.mark.slow
 def test_a_training_goes_on_with_the_optimiser_that_it_began_with(tmp_path: Path) -> None:
-    train = replace(TINY_1.train, run_dir=str(tmp_path / "a"), runs=str(tmp_path), max_steps=1)
-    cfg = replace(TINY_1, train=train, optim=replace(TINY_1.optim, muon_lr=1e-3))
-    train_stage_1(cfg, "x")
-    further = replace(cfg, train=replace(train, max_steps=2, resume="auto"))
-    words = r"was trained with optim\.muon_lr 0\.001.*go on with --optim\.muon-lr 0\.001"
+    stage_1 = replace(TINY_1.train, run_dir=str(tmp_path / "1"), runs=str(tmp_path), max_steps=1)
+    train_stage_1(replace(TINY_1, train=stage_1), "x")
+    train = replace(stage_1, run_dir=str(tmp_path / "2"), max_steps=2, val_every=1)  # best.ckpt and last.ckpt
+    plain = replace(TINY_2, train=train, autoencoder=str(tmp_path / "1" / "last.ckpt"))
+    cfg = replace(plain, optim=replace(TINY_2.optim, muon_lr=1e-3))
+    train_stage_2(cfg, "x")
+    train_stage_2(replace(plain, train=replace(train, resume="auto")), "x")  # it is over, whatever the optimiser
+    further = replace(train, max_steps=3, resume="auto")
+    words = r"2/\w+\.ckpt.* was trained with optim\.muon_lr 0\.001.*go on with --optim\.muon-lr 0\.001"
     with pytest.raises(CheckpointError, match=words):
-        train_stage_1(replace(further, optim=TINY_1.optim), "x")
-    train_stage_1(further, "x")
-    assert json.loads((tmp_path / "a" / "run.json").read_text())["status"] == "complete"
+        train_stage_2(replace(plain, train=further), "x")
+    train_stage_2(replace(cfg, train=further), "x")
+    about = json.loads((tmp_path / "2" / "run.json").read_text())
+    assert about["status"] == "complete"
+    assert torch.load(tmp_path / "2" / "last.ckpt", weights_only=True)["global_step"] == 3
+
+
+def test_it_is_refused_where_it_is_not_for() -> None:
+    with pytest.raises(ConfigError, match=r"optim\.muon_lr is 0\.001, but it must be 0 in stage 1"):
+        replace(TINY_1, optim=replace(TINY_1.optim, muon_lr=1e-3))
 
 
 def test_a_negative_rate_is_refused() -> None:
