@@ -262,6 +262,7 @@ def test_training_can_begin_with_a_models_weights(
     model = str(tmp_path / "model.safetensors")
     train_stage_2([
         "animals-tiny", "--init", model, "--data.limit", "16", "--data.batch-size", "8", "--optim.lr", "1e-12",
+        "--optim.muon-lr", "1e-12",
         "--train.max-steps", "2", "--train.run-dir", str(tmp_path / "tuned"), "--train.previews", "False",
         "--train.runs", str(tmp_path), "--train.accelerator", "cpu", "--train.precision", "fp32", "--data.val-fraction",
         "0.002",

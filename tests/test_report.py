@@ -79,9 +79,9 @@ def test_a_report_is_one_whole_page_that_asks_no_network(run_dir: Path) -> None:
     assert all(source.startswith("data:image/png;base64,") for source in page.sources)
     assert not re.search(r"https?:|url\(|@import|<script", text)
     for told in (
-        "my <run>", "complete after 10 of 1,500 steps", "Quality against network steps", "Samples over time", "a <b>",
+        "my <run>", "complete after 10 of 1,350 steps", "Quality against network steps", "Samples over time", "a <b>",
         "Self-consistency by step length", "condition_drop", "torch",
-        f"animals-tiny --train.run-dir '{run_dir}' --train.resume auto --train.max-steps 3000",
+        f"animals-tiny --train.run-dir '{run_dir}' --train.resume auto --train.max-steps 2700",
         f"scripts.evaluate --checkpoint '{run_dir}/last.ckpt'",
         f"--checkpoint '{run_dir}/last.ckpt' --prompt 'a cat' --num 16",
     ):  # fmt: skip
@@ -95,12 +95,12 @@ def test_a_training_of_minutes_is_gone_on_with_for_longer_and_one_of_another_pro
     cfg["train"]["max_minutes"] = 7.5
     (run_dir / "config.json").write_text(json.dumps(cfg))
     text = Page(write_report(run_dir).read_text()).text
-    assert "--train.resume auto --train.max-steps 3000 --train.max-minutes 15" in text
+    assert "--train.resume auto --train.max-steps 2700 --train.max-minutes 15" in text
     (run_dir / "run.json").write_text(json.dumps(run | {"started_by": ""}))
     text = Page(write_report(run_dir).read_text()).text
     config, there = (shlex.quote(str(path)) for path in (run_dir / "config.json", run_dir))
     own = f"bash scripts/train_stage_2.sh {config} --train.run-dir {there} --train.resume auto"
-    assert f"{own} --train.max-steps 3000 --train.max-minutes 15" in text
+    assert f"{own} --train.max-steps 2700 --train.max-minutes 15" in text
     assert "generate masks" in text
 
 
@@ -146,7 +146,7 @@ def test_what_several_processes_began_is_gone_on_with_in_as_many(run_dir: Path, 
     (run_dir / "run.json").write_text(json.dumps(run | {"started_by": f"{launcher} icons --train.run-dir x"}))
     there = shlex.quote(str(run_dir))
     text = Page(write_report(run_dir).read_text()).text
-    assert f"{launcher} icons --train.run-dir {there} --train.resume auto --train.max-steps 3000" in text
+    assert f"{launcher} icons --train.run-dir {there} --train.resume auto --train.max-steps 2700" in text
     assert go_on(run_dir) == f"{launcher} {config} --train.run-dir {there} --train.resume auto"
     by = f"{machines}bash scripts/launch.sh 2 train_stage_1 icons"
     (run_dir / "run.json").write_text(json.dumps(run | {"kind": "autoencoder", "started_by": by}))
