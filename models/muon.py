@@ -109,14 +109,15 @@ def orthogonal(x: Tensor) -> Tensor:
     """[n,a,b] -> for each the nearest matrix whose singular values are near 1 (0.7 to 1.2), but for those near none.
 
     Five Newton-Schulz iterations of X <- (aI + b XX' + c (XX')^2) X. Of a wide matrix only XX' is iterated, which is
-    small: the factors commute, so they are gathered, and X is multiplied with all of them at once.
+    small: the factors commute, so they are gathered, and X is multiplied with all of them at once. That wants products
+    of whole fp32: where they are rounded (TF32), small values below none would grow without bound.
     """
     if x.shape[1] > x.shape[2]:
         return orthogonal(x.mT).mT
     a, b, c = COEFFICIENTS
     x = x / torch.linalg.matrix_norm(x, keepdim=True).clamp(min=1e-7)
     square, factors = x @ x.mT, None
-    if x.shape[2] < WIDE * x.shape[1]:
+    if x.shape[2] < WIDE * x.shape[1] or torch.get_float32_matmul_precision() != "highest":
         for left in reversed(range(ITERATIONS)):
             x = torch.baddbmm(x, torch.baddbmm(square, square, square, beta=b, alpha=c), x, beta=a)
             square = x @ x.mT if left else square

@@ -39,16 +39,16 @@ def build_optimizer(
     """
     trained = {name: p for name, p in net.named_parameters() if p.requires_grad}
     matrices = {name: p for name, p in trained.items() if p.ndim >= 2 and p.shape[0] > 1}
-    inner = [p for name, p in matrices.items() if cfg.muon_lr and is_inner(name, p)]
-    others = {id(p) for p in matrices.values()} - {id(p) for p in inner}
+    inner = {name: p for name, p in matrices.items() if cfg.muon_lr and is_inner(name, p)}
     groups: list[dict[str, Any]] = [
-        {"params": [p for p in matrices.values() if id(p) in others], "weight_decay": cfg.weight_decay},
+        {"params": [p for name, p in matrices.items() if name not in inner], "weight_decay": cfg.weight_decay},
         {"params": [p for name, p in trained.items() if name not in matrices], "weight_decay": 0.0},
     ]
     optimizer: torch.optim.Optimizer
     if cfg.muon_lr:
         groups = [group | {"lr": cfg.lr, "muon": False} for group in groups]
-        groups.append({"params": inner, "weight_decay": cfg.weight_decay, "lr": cfg.muon_lr, "muon": True})
+        moved = list(inner.values())
+        groups.append({"params": moved, "weight_decay": cfg.weight_decay, "lr": cfg.muon_lr, "muon": True})
         optimizer = Muon(groups, betas=(cfg.beta1, cfg.beta2))
     else:
         optimizer = torch.optim.AdamW(groups, lr=cfg.lr, betas=(cfg.beta1, cfg.beta2), fused=True)

@@ -44,7 +44,12 @@ def test_wide_matrices_are_iterated_by_their_square_alike(monkeypatch: pytest.Mo
     x = torch.randn(4, 32, 288)
     by_square = orthogonal(x)
     monkeypatch.setattr("models.muon.WIDE", math.inf)
-    torch.testing.assert_close(by_square, orthogonal(x), rtol=1e-3, atol=1e-4)
+    plain = orthogonal(x)
+    torch.testing.assert_close(by_square, plain, rtol=1e-3, atol=1e-4)
+    assert not torch.equal(by_square, plain)
+    monkeypatch.undo()
+    monkeypatch.setattr(torch, "get_float32_matmul_precision", lambda: "high")
+    assert torch.equal(orthogonal(x), plain)  # rounded products would not do for the square
 
 
 def test_no_gradient_at_all_moves_nothing() -> None:
