@@ -17,6 +17,7 @@ from configs.bakeoff_cfg import BakeoffCfg
 from configs.bakeoffs import PLANS, Entrant
 from configs.checks import ConfigError
 from configs.sampler_cfg import FlowCfg, ShortcutCfg, SoFlowCfg, TrajectoryCfg
+from configs.whole_file import write_text
 from metrics.comparison import as_markdown, gather, quality_figure
 from samplers import When
 from scripts import bakeoff
@@ -32,7 +33,7 @@ def judged(folder: Path, seed: int, distance: float, guidance: float = 1.0) -> N
             {"steps": n, "frechet": {"mean": distance / n}, "accuracy": {"mean": 0.9}} for n in (1, 4)
         ],
     }  # fmt: skip
-    (folder / f"evaluation-{guidance:g}.json").write_text(json.dumps(report))
+    write_text(folder / f"evaluation-{guidance:g}.json", json.dumps(report))  # whole, as evaluate writes it
 
 
 def test_the_table_has_mean_and_deviation_over_seeds_and_the_best_first(tmp_path: Path) -> None:
