@@ -166,6 +166,10 @@ def draw_and_judge(
     ])  # fmt: skip
     train, held_out = splits
     if len(prompts) < FEWEST or len(held_out) < 2:  # the tenth is drawn by content: it can be one mask, or none
+        print(
+            f"not judged: {len(held_out)} of {len(prompts)} masks are held out, and it takes 2 of at least {FEWEST}: "
+            "add masks", flush=True,
+        )  # fmt: skip
         return
     judged = max(LEAST_JUDGED, round(JUDGED * (minutes - trained(minutes)) / JUDGING))
     seconds = (began + 60 * minutes - time.monotonic()) / 2

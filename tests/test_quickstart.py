@@ -53,6 +53,7 @@ def test_the_rules_are_those_of_their_docstring(facts: Facts, expected: tuple[in
     assert stage_2.data == stage_1.data
     assert (stage_1.train.max_minutes, stage_2.train.max_minutes) == (pytest.approx(4), pytest.approx(13))
     assert stage_2.sampler == TRAJECTORY
+    assert (stage_2.optim.muon_lr > 0) == (not facts.on_gpu)
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
 
 
@@ -70,6 +71,7 @@ def test_at_64_pixels_both_stages_of_a_model_are_the_beginning(
     assert stage_2.data.image_size == 64
     assert (stage_2.data.batch_size, stage_2.data.augment.versions) == (batch, versions)
     assert stage_2.train.max_minutes == pytest.approx(17)
+    assert (stage_2.optim.muon_lr > 0) == (not facts.on_gpu)
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
 
 
@@ -150,14 +152,16 @@ def masks_of(prompts: list[str]) -> MaskSet:
 
 @pytest.mark.parametrize(("masks", "held_out"), [(50, 0), (50, 1), (49, 9), (50, 2)])
 def test_masks_are_drawn_also_where_too_few_are_held_out_to_be_judged(
-    masks: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    masks: int, held_out: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     called: list[str] = []
     monkeypatch.setattr("scripts.evaluate.main", lambda words: called.append("judged"))
     monkeypatch.setattr("scripts.generate_masks.main", lambda words: called.append("drawn"))
     splits = masks_of(["a cat"] * 5), masks_of(["a cat"] * held_out)
     quickstart.draw_and_judge(tmp_path / "last.ckpt", ["a cat"] * (masks - 1) + [""], splits, tmp_path, 10, 0)
-    assert called == ["drawn", "judged"][: 1 + (masks == 50 and held_out == 2)]
+    enough = masks == 50 and held_out == 2
+    assert called == ["drawn", "judged"][: 1 + enough]
+    assert (f"not judged: {held_out} of {masks} masks are held out" in capsys.readouterr().out) != enough
     assert (tmp_path / "prompts.txt").read_text() == "a cat\nBinary Mask\n"
 
 
