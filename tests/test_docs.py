@@ -128,13 +128,23 @@ def test_the_data_set_of_the_page_is_split_and_holds_what_its_prompts_say(tables
         assert area[large].min() > area[~large].max() > 0
 
 
+def test_the_lines_of_the_page_invert_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dark = np.full((8, 9), 255, np.uint8)
+    dark[2:4, 3:6] = 0
+    (tmp_path / "dark_on_white").mkdir()
+    Image.fromarray(dark).save(tmp_path / "dark_on_white" / "a.png")
+    monkeypatch.chdir(tmp_path)
+    exec(examples("own-data.md")[0], {})
+    assert (read_mask(tmp_path / "my_masks" / "a.png") == (dark == 0)).all()
+
+
 def test_the_lines_of_the_page_take_label_images_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     labels = np.zeros((20, 30), np.uint16)
     labels[2:6, 3:9], labels[10:15, 20:22], labels[5:8, 8:12] = 1, 300, 2
     (tmp_path / "label_images").mkdir()
     Image.fromarray(labels).save(tmp_path / "label_images" / "field.tif")
     monkeypatch.chdir(tmp_path)
-    exec(examples("own-data.md")[0], {})
+    exec(examples("own-data.md")[1], {})
     made = {path.name: read_mask(path) for path in sorted((tmp_path / "my_masks").iterdir())}
     assert {name: (mask.shape, mask.sum()) for name, mask in made.items()} == {
         "field-1.png": ((128, 128), 23), "field-2.png": ((128, 128), 12), "field-300.png": ((128, 128), 10),
