@@ -8,7 +8,7 @@ from configs.backbone_cfg import UNetCfg
 from configs.checks import positive, require
 from configs.data_cfg import AugmentCfg, DataCfg, FolderSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg, TextCfg
-from configs.presets import SMALL_UNET, TRAJECTORY
+from configs.presets import ADAMW, MUON, SMALL_UNET, TRAJECTORY
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
 SIZES = (32, 64, 128)
@@ -96,8 +96,7 @@ def own_masks(folder: str, facts: Facts, minutes: float) -> tuple[Stage1Cfg | No
     time = trained(minutes) - (0 if init else STAGE_1 * minutes)
     stage_2 = Stage2Cfg(
         init=init, data=data, backbone=backbone, text=TextCfg(max_tokens=tokens), sampler=TRAJECTORY,
-        optim=OptimCfg(lr=1e-3, muon_lr=0.0 if facts.on_gpu else 1.5e-3), ema=EMACfg(0.998, 0.998),
-        train=replace(train, max_minutes=time),
+        optim=ADAMW if facts.on_gpu else MUON, ema=EMACfg(0.998, 0.998), train=replace(train, max_minutes=time),
     )  # fmt: skip
     if init:
         return None, stage_2
