@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.nn.grad import conv2d_input
 
+from models import winograd
 from models.folded import Folded
 
 FEW = 16
@@ -18,7 +19,8 @@ class Conv3x3(Folded, nn.Conv2d):
     """A 3x3 convolution, padded with zeros, whose output has the size of its input.
 
     Of two by two pixels each sees all others, through four of the nine taps: one product of matrices, [4C',4C] with
-    [4C], answers the same with 16 in the place of 36 products a pair of channels.
+    [4C], answers the same with 16 in the place of 36 products a pair of channels. Between many channels in fp32,
+    Winograd's way answers the same, but for rounding, with a quarter of the products (models/winograd.py).
     """
 
     def __init__(self, channels: int, out_channels: int) -> None:
@@ -35,6 +37,9 @@ class Conv3x3(Folded, nn.Conv2d):
             bias = None if self.bias is None else self.bias.to(cast)
             answer: Tensor = FewPixels.apply(input.to(cast), self.weight.to(cast), bias)
             return answer
+        if cast.itemsize >= 4 and winograd.pays(input, self.out_channels):
+            filters = self.folded(input, lambda: winograd.tile_filters(self.weight))
+            return winograd.by_tiles(input, filters, self.bias)
         return super().forward(input)
 
     def as_one_product(self, x: Tensor, cast: torch.dtype) -> Tensor:

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from models import winograd
 from models.conv import Conv3x3, FewPixels
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
@@ -95,3 +96,57 @@ def test_no_more_products_than_needed_at_two_by_two() -> None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         layer(x)
     assert counter.get_total_flops() == 2 * 16 * 5 * 3 * len(x)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("size", [(4, 4), (4, 8), (8, 4), (8, 8), (12, 16)])
+def test_winograds_products_are_a_convolution(size: tuple[int, int], layout: torch.memory_format) -> None:
+    layer, x = layer_and_input(size, layout, torch.double)
+    y, wanted = winograd.by_tiles(x, winograd.tile_filters(layer.weight), layer.bias), plain(layer, x)
+    assert y.is_contiguous(memory_format=layout if size == (4, 4) else torch.channels_last)
+    torch.testing.assert_close(y, wanted, rtol=0, atol=1e-12)
+    for own, other in zip(gradients(y, layer, x), gradients(wanted, layer, x), strict=True):
+        torch.testing.assert_close(own, other, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("size", [(4, 4), (16, 16)])
+def test_in_fp32_they_lose_less_than_a_digit(size: tuple[int, int]) -> None:
+    torch.manual_seed(0)
+    exact = Conv3x3(128, 64).double().to(memory_format=torch.channels_last)
+    layer = Conv3x3(128, 64).to(memory_format=torch.channels_last)
+    layer.load_state_dict(exact.state_dict())
+    x = torch.randn(4, 128, *size).to(memory_format=torch.channels_last).requires_grad_()
+    exact_x = x.detach().double().requires_grad_()
+    assert winograd.pays(x, 64)
+    ways = [(layer(x), layer, x), (plain(layer, x), layer, x), (plain(exact, exact_x), exact, exact_x)]
+    for found, usual, wanted in zip(*((y, *gradients(y, at, seen)) for y, at, seen in ways), strict=True):
+        assert (found - wanted).norm() <= 10 * (usual - wanted).norm() + 1e-7 * wanted.norm()
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "taken"),
+    [
+        ((2, 32, 4, 4), torch.channels_last, True),
+        ((2, 32, 4, 4), torch.contiguous_format, True),
+        ((1, 32, 4, 4), torch.channels_last, False),  # one image
+        ((2, 16, 4, 4), torch.channels_last, False),  # few channels
+        ((2, 64, 8, 32), torch.channels_last, True),
+        ((2, 64, 8, 8), torch.contiguous_format, False),
+        ((2, 32, 8, 8), torch.channels_last, False),
+        ((2, 64, 8, 6), torch.channels_last, False),  # no whole tiles
+        ((2, 64, 8, 36), torch.channels_last, False),  # larger than was measured
+    ],
+)
+def test_they_are_taken_where_they_are_faster(
+    shape: tuple[int, ...], layout: torch.memory_format, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    real = winograd.by_tiles
+    monkeypatch.setattr(winograd, "by_tiles", lambda *args: calls.append(1) or real(*args))
+    layer = Conv3x3(shape[1], shape[1]).to(memory_format=layout)
+    x = torch.randn(shape).contiguous(memory_format=layout)
+    torch.testing.assert_close(layer(x), plain(layer, x), rtol=1e-4, atol=1e-5)
+    assert bool(calls) == taken
+    with torch.autocast("cpu", torch.bfloat16):
+        layer(x)
+    assert len(calls) == taken

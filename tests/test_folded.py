@@ -17,8 +17,17 @@ from scripts.mask_model import load_mask_model
 
 ROWS, CHANNELS, EMB = 3, 4, 8
 EMBEDDING, FINE = torch.randn(ROWS, EMB), torch.randn(ROWS, CHANNELS, 4, 4)
+
+
+def wider(x: Tensor) -> Tensor:
+    """x [B,4,2,2] -> [B,32,4,4] in its memory format: what Winograd's products are for."""
+    y = x.repeat(1, 8, 2, 2)
+    return y if x.is_contiguous() else y.contiguous(memory_format=torch.channels_last)
+
+
 LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], Tensor]]] = {
     "conv": (lambda: Conv3x3(CHANNELS, 5), lambda layer, x: layer(x)),
+    "winograd": (lambda: Conv3x3(8 * CHANNELS, 8 * CHANNELS), lambda layer, x: layer(wider(x))),
     "nearest": (lambda: NearestConv(CHANNELS, 5), lambda layer, x: layer(x)),
     "down": (lambda: WaveletDown(CHANNELS, EMB, gates=False), lambda layer, x: layer(x, EMBEDDING.to(x.dtype))),
     "up": (
