@@ -23,6 +23,7 @@ from models.band_loss import BandLoss
 from models.checkpoint import describe, read_checkpoint, whole
 from models.ema import cast_once, ema_update_, frozen_twin, warmed_decay
 from models.export import KEY, MAKE, with_twins
+from models.folded import folded_once
 from models.optim import build_optimizer, repeatable
 from models.reader import Reader, agreement
 from models.sharding import shard_parts
@@ -140,7 +141,7 @@ class DiffusionModule(Generates, L.LightningModule):
 
     def loss(self, x1: Tensor, cond: Condition, when: When) -> tuple[Tensor, dict[str, Tensor]]:
         """The sampler's loss of the trained network on latents x1 [B,Cz,h,w] with B prompts, and its parts."""
-        with cast_once(self.teacher):
+        with cast_once(self.teacher), folded_once(self.teacher):
             return self.sampler.loss(
                 self.net, x1, cond, teacher=self.teacher, when=when, measure=self.measure,
                 perceptual=self.autoencoder.perceptual_error,

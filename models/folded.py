@@ -1,6 +1,7 @@
 """Layers that compute with filters folded from their weights: at each call, or once where the weights stay."""
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -39,3 +40,20 @@ def keep_folded(module: nn.Module) -> None:
     for layer in module.modules():
         if isinstance(layer, Folded):
             layer.kept = {}
+
+
+@contextmanager
+def folded_once(module: nn.Module) -> Iterator[None]:
+    """Within, layers on a CPU fold their filters at the first call only: the weights must stay as they are.
+
+    Elsewhere nothing is kept, since a call may be recorded there, its folding with it (models/cuda_graphs.py).
+    """
+    on_cpu = next(module.parameters()).device.type == "cpu"
+    layers = [layer for layer in module.modules() if isinstance(layer, Folded) and layer.kept is None and on_cpu]
+    for layer in layers:
+        layer.kept = {}
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.kept = None

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from configs.shipped import checkpoint_path
 from diffusion import DiffusionModule
 from models.conv import Conv3x3
-from models.folded import Folded, keep_folded
+from models.folded import Folded, folded_once, keep_folded
 from models.resampling import NearestConv
 from models.wavelet import WaveletDown, WaveletUp
 from scripts.mask_model import load_mask_model
@@ -117,3 +117,32 @@ def test_training_sees_weights_as_they_are() -> None:
     with torch.no_grad():
         layer.weight.add_(1)
     assert not torch.allclose(layer(x), before)
+
+
+def test_within_a_step_a_teacher_folds_once_and_forgets_it(
+    layers: tuple[Folded, nn.Module, Callable[..., Tensor]],
+) -> None:
+    kept, plain, call = layers
+    kept.kept = None
+    x = inputs()
+    with folded_once(kept), torch.no_grad():
+        assert torch.equal(call(kept, x), call(plain, x))
+        assert len(kept.kept or ()) == 1
+    assert kept.kept is None
+    with pytest.raises(RuntimeError), folded_once(kept):
+        raise RuntimeError
+    assert kept.kept is None
+    with torch.no_grad():
+        for layer in (kept, plain):
+            for parameter in layer.parameters():
+                parameter.add_(1)
+        with folded_once(kept):
+            assert torch.equal(call(kept, x), call(plain, x))
+
+
+def test_a_model_to_draw_with_stays_as_it_is() -> None:
+    model = load_mask_model(checkpoint_path("animals"))
+    drawing = [layer for layer in model.modules() if isinstance(layer, Folded)]
+    with folded_once(model):
+        pass
+    assert all(layer.kept is not None for layer in drawing)
