@@ -110,17 +110,18 @@ def test_winograds_products_are_a_convolution(size: tuple[int, int], layout: tor
 
 
 @pytest.mark.parametrize("size", [(4, 4), (16, 16)])
-def test_in_fp32_they_lose_less_than_a_digit(size: tuple[int, int]) -> None:
+def test_in_fp32_they_lose_two_bits_and_gradients_of_filters_three(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
-    exact = Conv3x3(128, 64).double().to(memory_format=torch.channels_last)
-    layer = Conv3x3(128, 64).to(memory_format=torch.channels_last)
-    layer.load_state_dict(exact.state_dict())
+    layer, exact = (Conv3x3(128, 64).to(memory_format=torch.channels_last) for _ in range(2))
+    exact.load_state_dict(layer.state_dict())
+    exact.double()
     x = torch.randn(4, 128, *size).to(memory_format=torch.channels_last).requires_grad_()
     exact_x = x.detach().double().requires_grad_()
     assert winograd.pays(x, 64)
     ways = [(layer(x), layer, x), (plain(layer, x), layer, x), (plain(exact, exact_x), exact, exact_x)]
-    for found, usual, wanted in zip(*((y, *gradients(y, at, seen)) for y, at, seen in ways), strict=True):
-        assert (found - wanted).norm() <= 10 * (usual - wanted).norm() + 1e-7 * wanted.norm()
+    found = zip((3, 3, 8, 2), *((y, *gradients(y, at, seen)) for y, at, seen in ways), strict=True)
+    for most, own, torchs, wanted in found:  # the usual points lose 4, 4 and 10 times as much as torch
+        assert (own - wanted).norm() <= most * (torchs - wanted).norm()
 
 
 @pytest.mark.parametrize(

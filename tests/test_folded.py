@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from copy import deepcopy
+from typing import Any
 
 import pytest
 import torch
@@ -9,10 +10,12 @@ from torch import Tensor, nn
 
 from configs.shipped import checkpoint_path
 from diffusion import DiffusionModule
+from models import winograd
 from models.conv import Conv3x3
 from models.folded import Folded, folded_once, keep_folded
 from models.resampling import NearestConv
 from models.wavelet import WaveletDown, WaveletUp
+from samplers import When
 from scripts.mask_model import load_mask_model
 
 ROWS, CHANNELS, EMB = 3, 4, 8
@@ -146,3 +149,42 @@ def test_a_model_to_draw_with_stays_as_it_is() -> None:
     with folded_once(model):
         pass
     assert all(layer.kept is not None for layer in drawing)
+
+
+def test_the_teacher_of_a_step_folds_once(
+    tiny_diffusion: DiffusionModule, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def loss(net: nn.Module, *_: Any, teacher: nn.Module, **__: Any) -> tuple[Tensor, dict[str, Tensor]]:
+        seen.extend((kept_by(teacher), kept_by(net)))
+        return torch.zeros(()), {}
+
+    def kept_by(network: nn.Module) -> list[Any]:
+        return [layer.kept for layer in network.modules() if isinstance(layer, Folded)]
+
+    seen: list[list[Any]] = []
+    monkeypatch.setattr(tiny_diffusion.sampler, "loss", loss)
+    x1 = torch.zeros(2, *tiny_diffusion.latent_shape)
+    tiny_diffusion.loss(x1, tiny_diffusion.encode_text(["a", "b"], x1.device), When())
+    teachers, trained = seen
+    assert teachers == [{}] * len(teachers) != []
+    assert trained == [None] * len(trained) != []
+    assert kept_by(tiny_diffusion.teacher) == [None] * len(teachers)
+
+
+def test_filters_are_folded_once_for_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    fold = winograd.tile_filters
+    monkeypatch.setattr(winograd, "tile_filters", lambda weight: calls.append(1) or fold(weight))
+    layer, x = Conv3x3(32, 32), torch.randn(2, 32, 4, 4)
+    with torch.no_grad():
+        with folded_once(layer):
+            layer(x), layer(x)
+        assert len(calls) == 1
+        layer(x), layer(x)
+        assert len(calls) == 3
+
+
+def test_elsewhere_than_on_a_cpu_nothing_is_kept() -> None:
+    layer = Conv3x3(32, 32).to("meta")
+    with folded_once(layer):
+        assert layer.kept is None

@@ -92,6 +92,11 @@ def test_only_masks_that_rounding_could_change_are_drawn_again(checkpoint, tmp_p
     module = FakeModule(ShortcutCfg())
     generate_to_folder(module, cfg_for(checkpoint, tmp_path / "clear", batch_size=10, steps=(1,), threshold=0.999))
     assert module.calls == [10]
+    for steps, guidance, alone in ((1, 1.0, 0), (4, 1.0, 10), (1, 4.0, 10)):  # a pixel is 3e-4 from the threshold
+        module, folder = FakeModule(ShortcutCfg()), tmp_path / f"{steps}-{guidance}"
+        how = {"steps": (steps,), "guidance": guidance, "threshold": 0.5003}
+        generate_to_folder(module, cfg_for(checkpoint, folder, batch_size=10, **how))
+        assert module.calls == [10] + [1] * alone
 
 
 def test_batches_are_drawn_side_by_side_and_the_files_are_those_of_one_after_the_other(
