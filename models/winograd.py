@@ -1,5 +1,6 @@
 """3x3 convolutions between many channels by a quarter of the products: Winograd's F(4x4, 3x3)."""
 
+import math
 from functools import cache
 from typing import Any
 
@@ -13,8 +14,9 @@ POINTS = (0.0, 2 / 3, -2 / 3, 3 / 2, -3 / 2)
 TILE = 4
 SEEN = TILE + 2
 """Values along an axis that a tile of the answer depends on, and products for it, where the convolution takes 12."""
-ONE_TILE, MORE_TILES = 32, 64
-"""From how many channels on it is faster (the harmonic mean of both sides), as measured (docs/speed.md)."""
+CHANNELS = 32
+"""From how many on it is faster (the harmonic mean of both sides) for one tile, and how many more for each doubling of
+the longer axis, as measured (docs/speed.md)."""
 LARGEST = 32
 """Pixels along an axis that were measured. The transforms of more would take over."""
 
@@ -27,7 +29,8 @@ def pays(x: Tensor, out_channels: int) -> bool:
         return False  # for a single image, reading four times the filters takes longer than using them
     if x.is_contiguous() and not one:
         return False  # in torch's own format, putting what many tiles see in order costs what they save
-    return 2 * channels * out_channels >= (ONE_TILE if one else MORE_TILES) * (channels + out_channels)
+    least = CHANNELS * math.log2(max(height, width) / 2)
+    return 2 * channels * out_channels >= least * (channels + out_channels)
 
 
 def tile_matrices() -> tuple[Any, Any, Any]:
