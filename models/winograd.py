@@ -1,7 +1,9 @@
 """3x3 convolutions between many channels by a quarter of the products: Winograd's F(4x4, 3x3)."""
 
 import math
+import platform
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,11 +23,25 @@ LARGEST = 32
 """Pixels along an axis that were measured. The transforms of more would take over."""
 
 
+@cache
+def products_keep_up() -> bool:
+    """Whether matrix products are as fast as convolutions here: MKL's stop at AVX2 on other makes than Intel's.
+
+    torch's convolutions (oneDNN's) do not. Without MKL, as on ARM, nothing was measured.
+    """
+    if not torch.backends.mkl.is_available():
+        return False
+    if torch.backends.cpu.get_cpu_capability() == "AVX2":
+        return True
+    info = Path("/proc/cpuinfo")  # on Windows the name has the maker's
+    return "GenuineIntel" in (info.read_text(encoding="utf-8") if info.exists() else platform.processor())
+
+
 def pays(x: Tensor, out_channels: int) -> bool:
-    """Whether :func:`by_tiles` takes x [B,C,H,W], and is faster than a convolution."""
+    """Whether :func:`by_tiles` takes x [B,C,H,W], and is faster than a convolution on this machine."""
     rows, channels, height, width = x.shape
     one = height == width == TILE
-    if rows < 2 or height % TILE or width % TILE or max(height, width) > LARGEST:
+    if not products_keep_up() or rows < 2 or height % TILE or width % TILE or max(height, width) > LARGEST:
         return False  # for a single image, reading four times the filters takes longer than using them
     if x.is_contiguous() and not one:
         return False  # in torch's own format, putting what many tiles see in order costs what they save

@@ -110,7 +110,10 @@ def test_winograds_products_are_a_convolution(size: tuple[int, int], layout: tor
 
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 8)])
-def test_in_fp32_they_lose_two_bits_and_gradients_of_filters_three(size: tuple[int, int]) -> None:
+def test_in_fp32_they_lose_two_bits_and_gradients_of_filters_three(
+    size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(winograd, "products_keep_up", lambda: True)
     torch.manual_seed(0)
     layer, exact = (Conv3x3(128, 64).to(memory_format=torch.channels_last) for _ in range(2))
     exact.load_state_dict(layer.state_dict())
@@ -147,6 +150,7 @@ def test_they_are_taken_where_they_are_faster(
 ) -> None:
     calls = []
     real = winograd.by_tiles
+    monkeypatch.setattr(winograd, "products_keep_up", lambda: True)
     monkeypatch.setattr(winograd, "by_tiles", lambda *args: calls.append(1) or real(*args))
     layer = Conv3x3(shape[1], shape[1]).to(memory_format=layout)
     x = torch.randn(shape).contiguous(memory_format=layout)
@@ -155,3 +159,26 @@ def test_they_are_taken_where_they_are_faster(
     with torch.autocast("cpu", torch.bfloat16):
         layer(x)
     assert len(calls) == taken
+
+
+@pytest.mark.parametrize(
+    ("mkl", "instructions", "maker", "taken"),
+    [
+        (True, "AVX512", "GenuineIntel", True),
+        (True, "AVX512", "AuthenticAMD", False),  # half of the speed of convolutions (docs/speed.md)
+        (True, "AVX2", "AuthenticAMD", True),
+        (False, "DEFAULT", "", False),  # ARM: not measured
+    ],
+)
+def test_they_are_left_out_where_products_of_matrices_are_slow(
+    mkl: bool, instructions: str, maker: str, taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: mkl)
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    monkeypatch.setattr(winograd.Path, "read_text", lambda *_, **__: f"vendor_id : {maker}")
+    monkeypatch.setattr(winograd.platform, "processor", lambda: maker)
+    winograd.products_keep_up.cache_clear()
+    try:
+        assert winograd.pays(torch.zeros(2, 32, 4, 4), 32) == taken
+    finally:
+        winograd.products_keep_up.cache_clear()

@@ -44,6 +44,12 @@ LAYERS: dict[str, tuple[Callable[[], nn.Module], Callable[[nn.Module, Tensor], T
 }
 
 
+@pytest.fixture(autouse=True)
+def fast_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Winograd's products are taken whatever machine runs the tests."""
+    monkeypatch.setattr(winograd, "products_keep_up", lambda: True)
+
+
 @pytest.fixture(params=LAYERS)
 def layers(request: pytest.FixtureRequest) -> tuple[Folded, nn.Module, Callable[[nn.Module, Tensor], Tensor]]:
     """A layer that keeps its filters, the same layer as it is trained, and how both are called."""
