@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from models.codec import Autoencoder
 from models.critic import PatchCritic, criticised, lpips, lpips_error
 from models.ema import ema_update_, warmed_decay
 from models.equivariance import random_change
-from models.export import KEY
+from models.export import KEY, with_twins
 from models.optim import build_optimizer, repeatable
 from models.sharding import shard_parts
 from models.vae import VAE, Posterior, kl_divergence, mask_loss, variance_expansion
@@ -140,11 +140,24 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
 
 
 def load_autoencoder(path: str | Path, make: str = MAKE) -> AutoencoderModule:
-    """The autoencoder of a checkpoint, frozen and in eval mode. Raises CheckpointError."""
-    content = read_checkpoint(path, "autoencoder", make)
+    """The autoencoder of a checkpoint of either stage, frozen and in eval mode. Raises CheckpointError."""
+    content = read_checkpoint(path, "autoencoder", make, also="diffusion")
     with whole(path, make):
-        module = AutoencoderModule(from_dict(Stage1Cfg, content[KEY]["config"]), content[KEY]["data"])
-        state = content["state_dict"]
-        module.load_state_dict({name: value for name, value in state.items() if not name.startswith("critic.")})
-        module.complete = content[KEY]["complete"]
+        return autoencoder_of(content)
+
+
+def autoencoder_of(content: Mapping[str, Any]) -> AutoencoderModule:
+    """Of a checkpoint of either stage, as it was read; frozen and in eval mode."""
+    about, state = content[KEY], content["state_dict"]
+    if about["kind"] == "diffusion":
+        own = "autoencoder."
+        every = with_twins({name: value for name, value in state.items() if name.startswith(own)})
+        state = {name.removeprefix(own): value for name, value in every.items()}
+        module = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
+        module.complete = True
+    else:
+        state = {name: value for name, value in state.items() if not name.startswith("critic.")}
+        module = AutoencoderModule(from_dict(Stage1Cfg, about["config"]), about["data"])
+        module.complete = about["complete"]
+    module.load_state_dict(state)
     return module.eval().requires_grad_(False)

@@ -21,7 +21,7 @@ from lightning.pytorch.plugins.environments import ClusterEnvironment, Lightning
 from lightning.pytorch.strategies import DDPStrategy, Strategy
 from tqdm import tqdm
 
-from autoencoder import AutoencoderModule, load_autoencoder
+from autoencoder import AutoencoderModule, autoencoder_of, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.beginning import (
     going_on,
@@ -282,7 +282,7 @@ def find_autoencoder(cfg: Stage2Cfg) -> Path:
         DataError: nor is there the folder of the data.
     """
     if cfg.autoencoder != "auto":
-        return Path(cfg.autoencoder)
+        return checkpoint_path(cfg.autoencoder)
     wanted = data_fingerprint(cfg.data)
     newest = newest_complete(cfg.train.runs, "autoencoder", wanted)
     if newest is None:
@@ -311,15 +311,12 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
 
 def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderModule]:
     """``cfg`` as far as its first start had decided it, and the autoencoder of the checkpoint, not one made since."""
-    about, state = resume.content[KEY], resume.content["state_dict"]
     if cfg.init:
-        cfg = going_on(cfg, from_dict(Stage2Cfg, about["config"]))
-    own = "autoencoder."
+        cfg = going_on(cfg, from_dict(Stage2Cfg, resume.content[KEY]["config"]))
     with whole(resume.path, MAKE):
-        autoencoder = AutoencoderModule(from_dict(Stage1Cfg, about["autoencoder"]))
-        autoencoder.load_state_dict({name.removeprefix(own): x for name, x in state.items() if name.startswith(own)})
+        autoencoder = autoencoder_of(resume.content)
     fitting(resume.path, autoencoder, cfg, UNDO)
-    return replace(cfg, train=as_before(cfg.train, resume.content)), autoencoder.eval().requires_grad_(False)
+    return replace(cfg, train=as_before(cfg.train, resume.content)), autoencoder
 
 
 def checked_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> AutoencoderModule:

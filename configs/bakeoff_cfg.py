@@ -24,7 +24,8 @@ class BakeoffCfg:
     seeds: tuple[int, ...] = (0,)
     """One training each; a table of two or more shows mean and standard deviation."""
     autoencoder: str = ""
-    """Stage-1 checkpoint for all; empty: the bakeoff trains the stage 1 that each entrant names, once."""
+    """Stage-1 checkpoint, or model whose stage 1 is taken, for all; empty: the bakeoff trains the stage 1 that each
+    entrant names, once."""
     workers: int = 1
     """Trainings at the same time."""
     threads: int = 0

@@ -81,7 +81,8 @@ class Stage2Cfg:
     """Everything that a stage-2 training needs."""
 
     autoencoder: str = "auto"
-    """Stage 1's checkpoint; auto: the newest complete one of the same data under the runs folder, or that of init."""
+    """Stage 1's checkpoint, or a model whose autoencoder is taken (a stage-2 checkpoint, an export, icons, animals or
+    geometry); auto: the newest complete stage 1 of the same data under the runs folder, or that of init."""
     init: str = ""
     """Begin with the weights of this model (a stage-2 checkpoint, an export, icons, animals or geometry); its
     autoencoder, network and text settings are taken over, an encoder of sketches if backbone.sketch asks for one.

@@ -30,11 +30,13 @@ def describe(kind: str, config: Mapping[str, Any], *, complete: bool, data: str)
     return {"kind": kind, "version": FORMAT_VERSION, "config": dict(config), "complete": complete, "data": data}
 
 
-def read_checkpoint(path: str | Path, kind: str, make: str, only: str | None = None) -> dict[str, Any]:
+def read_checkpoint(
+    path: str | Path, kind: str, make: str, only: str | None = None, also: str | None = None
+) -> dict[str, Any]:
     """The checkpoint's dictionary, read without running code from it; of a file, an export, or a folder of parts.
 
-    ``kind`` is "autoencoder" or "diffusion"; ``make`` is the command that makes one, for the error's hint. Of a folder,
-    with ``only``, weights whose names begin otherwise have shapes and no values.
+    ``kind`` is "autoencoder" or "diffusion", ``also`` another that will do; ``make`` is the command that makes one, for
+    the error's hint. Of a folder, with ``only``, weights whose names begin otherwise have shapes and no values.
     Raises CheckpointError for a missing, damaged or foreign one.
     """
     hint = f"make one with: {make}"
@@ -42,7 +44,7 @@ def read_checkpoint(path: str | Path, kind: str, make: str, only: str | None = N
         raise CheckpointError(path, "is an address, and checkpoints are read from files only", "download it first")
     path = Path(path)
     if not path.exists():
-        there = f"name {', '.join(SHIPPED)} or a last.ckpt of yours, or " if kind == "diffusion" else ""
+        there = f"name {', '.join(SHIPPED)} or a last.ckpt of yours, or " if "diffusion" in (kind, also) else ""
         raise CheckpointError(path, "there is no such checkpoint", there + hint)
     if path.is_dir() and not is_parts(path):
         raise CheckpointError(path, "is a folder, not a checkpoint file", f"name the .ckpt file inside it, or {hint}")
@@ -59,7 +61,7 @@ def read_checkpoint(path: str | Path, kind: str, make: str, only: str | None = N
     about = content.get(KEY) if isinstance(content, dict) else None
     if not isinstance(about, dict):
         raise CheckpointError(path, "is a checkpoint of another program", hint)
-    if about.get("kind") != kind:
+    if about.get("kind") not in (kind, also or kind):
         raise CheckpointError(path, f"holds a {about.get('kind')!r} network, but a {kind!r} one is needed", hint)
     if about.get("version") != FORMAT_VERSION:
         raise CheckpointError(

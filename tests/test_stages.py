@@ -12,21 +12,24 @@ import pytest
 import torch
 from conftest import TINY_1, TINY_2
 from lightning.pytorch.callbacks import Timer
-from torch import Tensor
+from torch import Tensor, nn
 
 from autoencoder import RECONSTRUCTION, REGULARISERS, AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, VarianceExpansionCfg
 from configs.sampler_cfg import DDPMCfg, FlowCfg, IMFCfg, LagrangianCfg, MeanFlowCfg, ShortcutCfg
+from configs.shipped import checkpoint_path
 from configs.trainer_cfg import OptimCfg
 from data.datasets import to_tensor
 from data.embedded import load
-from diffusion import DiffusionModule
+from diffusion import DiffusionModule, load_diffusion
 from metrics.reconstruction import iou
+from models.checkpoint import CheckpointError
 from models.ema import warmed_decay
 from models.optim import build_optimizer, reseed, schedule
 from models.steps import time_used
 from models.vae import Posterior
 from samplers import SAMPLERS, Guidance, When, build_sampler, sampler_for, solvers_of
+from trainer import checked_autoencoder
 
 
 def masks(number: int) -> tuple[Tensor, list[str]]:
@@ -295,6 +298,23 @@ def test_a_checkpoint_of_stage_1_comes_back_whole(tiny_autoencoder: AutoencoderM
     assert back.cfg == tiny_autoencoder.cfg
     for name, value in tiny_autoencoder.state_dict().items():
         assert torch.equal(back.state_dict()[name], value), name
+
+
+def test_stage_2_can_take_the_autoencoder_of_a_model(tiny_diffusion: DiffusionModule, tmp_path: Any) -> None:
+    nn.init.normal_(next(tiny_diffusion.autoencoder.vae.parameters()))  # no longer like its average
+    content: dict[str, Any] = {"state_dict": tiny_diffusion.state_dict()}
+    tiny_diffusion.on_save_checkpoint(content)
+    torch.save(content, tmp_path / "model.ckpt")
+    cfg = replace(TINY_2, autoencoder=str(tmp_path / "model.ckpt"))
+    own, shipped = (checked_autoencoder(c) for c in (cfg, replace(cfg, autoencoder="animals")))
+    for back, model in ((own, tiny_diffusion), (shipped, load_diffusion(checkpoint_path("animals")))):
+        assert back.cfg == model.autoencoder.cfg
+        assert not back.training
+        assert not any(weight.requires_grad for weight in back.parameters())
+        for name, value in model.autoencoder.state_dict().items():
+            assert torch.equal(back.state_dict()[name], value), name
+    with pytest.raises(CheckpointError, match="64"):
+        checked_autoencoder(replace(cfg, autoencoder="icons"))
 
 
 class At(Timer):

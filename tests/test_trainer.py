@@ -152,15 +152,13 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
     return sentence
 
 
-def test_stage_2_refuses_what_is_no_finished_stage_1(
-    stage_1: Path, stage_2: Path, tmp_path: Path, refusal: Refusal
-) -> None:
+def test_stage_2_refuses_what_is_no_finished_stage_1(stage_1: Path, tmp_path: Path, refusal: Refusal) -> None:
     missing = refusal(2, tmp_path / "a", "--train.runs", str(tmp_path))
     assert "no complete stage-1 training" in missing
     assert "bash scripts/train_stage_1.sh" in missing
-    foreign = refusal(2, tmp_path / "b", "--autoencoder", str(stage_2 / "last.ckpt"))
-    assert "'diffusion'" in foreign
-    assert "bash scripts/train_stage_1.sh" in foreign
+    mistyped = refusal(2, tmp_path / "b", "--autoencoder", "animal")
+    assert "name icons, animals, geometry or a last.ckpt of yours" in mistyped
+    assert "bash scripts/train_stage_1.sh" in mistyped
     earlier = refusal(2, tmp_path / "c", "--autoencoder", str(stage_1 / "best.ckpt"))
     assert f"name the last one of its training: {stage_1 / 'last.ckpt'}" in earlier
     (tmp_path / "stopped").mkdir()
