@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,10 @@ class DiffusionModule(Generates, L.LightningModule):
 
     def loss(self, x1: Tensor, cond: Condition, when: When) -> tuple[Tensor, dict[str, Tensor]]:
         """The sampler's loss of the trained network on latents x1 [B,Cz,h,w] with B prompts, and its parts."""
-        with cast_once(self.teacher), folded_once(self.teacher):
+        with ExitStack() as ready:
+            if self.sampler.asks_teacher(when):
+                ready.enter_context(cast_once(self.teacher))
+                ready.enter_context(folded_once(self.teacher))
             return self.sampler.loss(
                 self.net, x1, cond, teacher=self.teacher, when=when, measure=self.measure,
                 perceptual=self.autoencoder.perceptual_error,

@@ -150,6 +150,11 @@ class MaskDataModule(L.LightningDataModule):
             return {name: value for name, value in batch.items() if name != "place"}
         return batch
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Tensors alone move: Lightning's own way looks at each prompt."""
+        moves = partial(torch.Tensor.to, device=device, non_blocking=device.type == "cuda")
+        return {name: moves(value) if isinstance(value, torch.Tensor) else value for name, value in batch.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """Where a stream goes on, of all processes."""
         if self._stream is None or self.trainer is None:

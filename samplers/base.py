@@ -71,6 +71,10 @@ class Sampler(Solver):
     def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
         """``targets`` after condition dropout; called without gradients."""
 
+    def asks_teacher(self, when: When) -> bool:
+        """Whether ``draw`` is going to call the teacher, so that making it ready for several calls pays."""
+        return False
+
     def targets(self, x1: Tensor, cond: Any, teacher: Net, when: When = START) -> Targets:
         """Draw what the network should answer for a batch of data.
 

@@ -76,9 +76,12 @@ class FlowMap(FlowMatching):
             x1, cond = x1.repeat(2, *[1] * (x1.ndim - 1)), cond.repeat(2)
         return super().targets(x1, cond, teacher, when)
 
-    def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
+    def asks_teacher(self, when: When) -> bool:
         # Small teacher batches cost nearly as much as larger ones, so the rows of ``every`` steps are drawn at once.
-        if when.step % self.cfg.every or when.progress < self.cfg.begin:
+        return when.step % self.cfg.every == 0 and when.progress >= self.cfg.begin
+
+    def draw(self, x1: Tensor, cond: Any, teacher: Net, when: When) -> Targets:
+        if not self.asks_teacher(when):
             goal = super().draw(x1, cond, teacher, when)
             return goal if self.cfg.flow_power is None else replace(goal, power=self.powers(goal.t, 0))
         batch, share = len(x1), self.cfg.share * self.cfg.every

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from configs.sampler_cfg import TrajectoryCfg
 from configs.shipped import checkpoint_path
 from diffusion import DiffusionModule
 from models import winograd
@@ -15,7 +16,7 @@ from models.conv import Conv3x3
 from models.folded import Folded, folded_once, keep_folded
 from models.resampling import NearestConv
 from models.wavelet import WaveletDown, WaveletUp
-from samplers import When
+from samplers import When, build_sampler
 from scripts.mask_model import load_mask_model
 
 ROWS, CHANNELS, EMB = 3, 4, 8
@@ -170,11 +171,17 @@ def test_the_teacher_of_a_step_folds_once(
     seen: list[list[Any]] = []
     monkeypatch.setattr(tiny_diffusion.sampler, "loss", loss)
     x1 = torch.zeros(2, *tiny_diffusion.latent_shape)
-    tiny_diffusion.loss(x1, tiny_diffusion.encode_text(["a", "b"], x1.device), When())
+    cond = tiny_diffusion.encode_text(["a", "b"], x1.device)
+    tiny_diffusion.loss(x1, cond, When())
     teachers, trained = seen
     assert teachers == [{}] * len(teachers) != []
     assert trained == [None] * len(trained) != []
     assert kept_by(tiny_diffusion.teacher) == [None] * len(teachers)
+    seen.clear()
+    tiny_diffusion.sampler = build_sampler(TrajectoryCfg(begin=0.5))
+    monkeypatch.setattr(tiny_diffusion.sampler, "loss", loss)
+    tiny_diffusion.loss(x1, cond, When(progress=0.4))
+    assert seen[0] == [None] * len(teachers)  # which is not asked yet
 
 
 def test_filters_are_folded_once_for_all_calls(monkeypatch: pytest.MonkeyPatch) -> None:
