@@ -25,7 +25,8 @@ from models.checkpoint import describe, read_checkpoint, whole
 from models.ema import cast_once, ema_update_, frozen_twin, warmed_decay
 from models.export import KEY, MAKE, with_twins
 from models.folded import folded_once
-from models.optim import build_optimizer, repeatable
+from models.latent_critic import LatentCritic, contest
+from models.optim import Rival, build_optimizer, repeatable
 from models.reader import Reader, agreement
 from models.sharding import shard_parts
 from models.sketch import rough_sketch
@@ -57,7 +58,7 @@ class DiffusionModule(Generates, L.LightningModule):
         self.net = build_backbone(cfg.backbone, self.latent_shape, self.encode_text.features, cfg.text.width)
         self.average = frozen_twin(self.net)
         self.teacher = frozen_twin(self.net)
-        if cfg.sketch.only:
+        if cfg.sketch.only and self.net.sketch is not None:
             self.net.requires_grad_(False)
             self.net.sketch.requires_grad_(True)
         self.reader = None
@@ -66,6 +67,7 @@ class DiffusionModule(Generates, L.LightningModule):
             self.reader.requires_grad_(cfg.reader.only)
         if cfg.reader.only:
             self.net.requires_grad_(False)
+        self.critic: LatentCritic | None = None  # only while it trains
         self.measure = mean_squared_error if cfg.sampler.bands == "none" else BandLoss(
             self.latent_shape, cfg.sampler.band_levels, cfg.sampler.bands
         )
@@ -92,6 +94,12 @@ class DiffusionModule(Generates, L.LightningModule):
         if self.reader is not None and source.reader is not None:
             self.reader.load_state_dict(source.reader.state_dict())
 
+    def with_critic(self) -> DiffusionModule:
+        """Itself, with the critic that its config asks for, which begins with the network's weights."""
+        if self.cfg.critic.width:
+            self.critic = LatentCritic(self.net, self.cfg.critic.width)
+        return self
+
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one
             shard_parts([self.net, self.average, self.teacher], self.device_mesh)
@@ -105,12 +113,14 @@ class DiffusionModule(Generates, L.LightningModule):
 
     def latents(self, batch: dict[str, Any]) -> Tensor:
         """A batch's latents [B,Cz,h,w]: samples from cached moments, or from the frozen encoder's posterior."""
-        if "moments" in batch:
-            posterior = Posterior(*batch["moments"].float().chunk(2, dim=1))
-        else:
-            with torch.no_grad():
-                posterior = self.autoencoder.posterior(batch["image"])
+        posterior = self.posterior(batch)
         return posterior.sample(torch.randn_like(posterior.mean))
+
+    def posterior(self, batch: dict[str, Any]) -> Posterior:
+        if "moments" in batch:
+            return Posterior(*batch["moments"].float().chunk(2, dim=1))
+        with torch.no_grad():
+            return self.autoencoder.posterior(batch["image"])
 
     def condition(self, batch: dict[str, Any]) -> Condition:
         """A batch's prompts; where the network reads sketches, with those of some rows' masks."""
@@ -127,12 +137,15 @@ class DiffusionModule(Generates, L.LightningModule):
         return When(self.global_step, max(self.global_step / self.cfg.train.max_steps, self.used))
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
-        x1, when = self.latents(batch), self.when()
-        if self.reader is not None and self.cfg.reader.only:
+        when = self.when()
+        if self.critic is not None:
+            loss, parts = self.contend(self.critic, batch)
+        elif self.reader is not None and self.cfg.reader.only:
             drawn = when.progress >= self.cfg.reader.begin
-            loss, parts = self.read(self.reader, x1, batch["prompt"], self.corrections() if drawn else None)
+            steps = self.corrections() if drawn else None
+            loss, parts = self.read(self.reader, self.latents(batch), batch["prompt"], steps)
         else:
-            loss, parts = self.loss(x1, self.condition(batch), when)
+            loss, parts = self.loss(self.latents(batch), self.condition(batch), when)
         self.log("loss", loss.detach(), prog_bar=True)
         self.parts |= parts  # those of self-consistency are there in every n-th step only
         if logs_after(self.global_step, self.cfg.train):
@@ -150,6 +163,18 @@ class DiffusionModule(Generates, L.LightningModule):
                 self.net, x1, cond, teacher=self.teacher, when=when, measure=self.measure,
                 perceptual=self.autoencoder.perceptual_error,
             )
+
+    def contend(self, critic: LatentCritic, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """What the single step and its critic learn from each other, and its parts (see ``contest``)."""
+        cfg, real, cond = self.cfg.critic, self.posterior(batch).mean, self.condition(batch)
+        if self.cfg.sampler.condition_drop > 0:
+            cond = cond.drop(torch.rand(len(real), device=self.device) < self.cfg.sampler.condition_drop)
+        noise, start = torch.randn_like(real), torch.zeros(len(real), device=self.device)
+        drawn = noise + self.sampler.reading(self.net)(noise, start, start + 1, cond)
+        return contest(
+            critic, real, drawn, cond, times=(cfg.earliest, cfg.latest), mismatched=cfg.mismatched,
+            heard=self.global_step >= cfg.alone,
+        )  # fmt: skip
 
     def read(
         self, reader: Reader, x1: Tensor, prompts: list[str], steps: int | None
@@ -205,7 +230,9 @@ class DiffusionModule(Generates, L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         trained = self.reader if self.reader is not None and self.cfg.reader.only else self.net
-        return build_optimizer(trained, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used)
+        cfg = self.cfg.critic
+        rival = None if self.critic is None else Rival(self.critic, cfg.lr, cfg.alone)
+        return build_optimizer(trained, self.cfg.optim, self.cfg.train.max_steps, lambda: self.used, rival)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         about = describe("diffusion", to_dict(self.cfg), complete=self.complete, data=self.data)
@@ -221,6 +248,7 @@ def load_diffusion(path: str | Path) -> DiffusionModule:
         module = DiffusionModule(from_dict(Stage2Cfg, about["config"]), autoencoder, about["data"])
         # An export holds nothing of how errors are weighed: that begins anew.
         own = {name: value for name, value in module.state_dict().items() if name.startswith("measure.")}
-        module.load_state_dict(own | with_twins(content["state_dict"]))
+        state = {name: value for name, value in content["state_dict"].items() if not name.startswith("critic.")}
+        module.load_state_dict(own | with_twins(state))
         module.complete = about["complete"]
     return module.eval().requires_grad_(False)

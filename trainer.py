@@ -401,6 +401,7 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     if source is not None:
         module.begin_with(source)
         print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
+    module.with_critic()
     set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
     cache_latents(module, data, Path(cfg.train.runs) / "latents")
     compile_networks([module.net, module.teacher], cfg.train)

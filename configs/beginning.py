@@ -39,6 +39,8 @@ def require_startable(cfg: Stage2Cfg) -> None:
             "at: name one with --init")  # fmt: skip
     require(not cfg.reader.width, "reader.width", cfg.reader.width, "0 in the training of a network: a reader is "
             "trained after it, with --init MODEL --reader.only True")  # fmt: skip
+    require(not cfg.critic.width, "critic.width", cfg.critic.width, "0 without a trained network, of which the critic "
+            "is made and whose single step it is to better: name one with --init")  # fmt: skip
     require(cfg.ema.teacher_decay < 1, "ema.teacher_decay", cfg.ema.teacher_decay,
             "below 1 where no --init names a model: the teacher would stay as random as it begins")  # fmt: skip
     if isinstance(cfg.sampler, TrajectoryCfg) and cfg.sampler.jumps_at_once:
@@ -76,7 +78,8 @@ def going_on(cfg: Stage2Cfg, begun: Stage2Cfg) -> Stage2Cfg:
     """``cfg`` with what a training that has begun as ``begun`` cannot change any more."""
     return replace(
         cfg, backbone=begun.backbone, text=begun.text, reader=replace(cfg.reader, width=begun.reader.width),
-        sampler=begun.sampler if cfg.reader.only else cfg.sampler,  # the network stays what it is
+        # The network stays what it is; or where it learns from a critic, its answers mean what they meant.
+        sampler=begun.sampler if cfg.reader.only or cfg.critic.width else cfg.sampler,
     )  # fmt: skip
 
 

@@ -77,6 +77,33 @@ class ReaderCfg:
 
 
 @dataclass(frozen=True)
+class CriticCfg:
+    """A second network that learns to tell masks of a single step from training masks, by which a trained network's
+    single step learns in place of the sampler's loss (models/latent_critic.py)."""
+
+    width: int = 0
+    """Channels of its heads; 0: no critic."""
+    lr: float = 3e-4
+    """Peak learning rate of the critic; that of the network, optim.lr, should be a tenth of it."""
+    alone: int = 150
+    """Steps in which the critic learns, and the network does not yet."""
+    mismatched: float = 0.5
+    """Share of the masks that it is shown with another mask's prompt, too, and how much that counts."""
+    earliest: float = 0.5
+    """Noise level at which it looks at latents: from this time (0: noise) ..."""
+    latest: float = 0.95
+    """... to this (1: no noise)."""
+
+    def __post_init__(self) -> None:
+        non_negative("critic.width", self.width)
+        positive("critic.lr", self.lr)
+        non_negative("critic.alone", self.alone)
+        fraction("critic.mismatched", self.mismatched)
+        require(0 <= self.earliest < self.latest <= 1, "critic.earliest", self.earliest,
+                f"from 0 to below critic.latest ({self.latest:g}), which is at most 1")
+
+
+@dataclass(frozen=True)
 class Stage2Cfg:
     """Everything that a stage-2 training needs."""
 
@@ -92,6 +119,7 @@ class Stage2Cfg:
     text: TextCfg = field(default_factory=TextCfg)
     sketch: SketchCfg = field(default_factory=SketchCfg)
     reader: ReaderCfg = field(default_factory=ReaderCfg)
+    critic: CriticCfg = field(default_factory=CriticCfg)
     sampler: Sampler = field(default_factory=ShortcutCfg)
     optim: OptimCfg = field(default_factory=OptimCfg)
     ema: EMACfg = field(default_factory=EMACfg)
@@ -111,6 +139,16 @@ class Stage2Cfg:
                     "False for an objective that learns no jumps: the reader looks at masks drawn by a single one")
             require(self.train.strategy not in ("fsdp", "hybrid"), "reader.only", True,
                     f"False under train.strategy {self.train.strategy}, which does not share out the reader: take ddp")
+        if self.critic.width:
+            only = "reader.only" if self.reader.only else "sketch.only"
+            require(not (self.sketch.only or self.reader.only), "critic.width", self.critic.width, f"0 with {only}")
+            require(isinstance(self.sampler, FlowMapCfg), "critic.width", self.critic.width,
+                    "0 for an objective that learns no jumps: the critic looks at masks of a single one")
+            require(self.train.strategy not in ("fsdp", "hybrid"), "critic.width", self.critic.width,
+                    f"0 under train.strategy {self.train.strategy}, which does not share out the critic: take ddp")
+            require(self.optim.muon_lr == 0, "optim.muon_lr", self.optim.muon_lr, "0 where a critic is trained")
+            require(self.critic.alone < self.train.max_steps, "critic.alone", self.critic.alone,
+                    f"below train.max_steps ({self.train.max_steps}), or the network would learn nothing")
         if isinstance(self.sampler, (MeanFlowCfg, LagrangianCfg)):
             # Two probes must lie on one slope of the embedding's fastest wave, or their difference is no derivative.
             fastest = 1 / self.sampler.probe

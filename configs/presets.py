@@ -6,7 +6,7 @@ from dataclasses import replace
 from configs.autoencoder_cfg import AutoencoderCfg, KLCfg, L1LossCfg, Stage1Cfg
 from configs.backbone_cfg import UNetCfg
 from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource, MnistSource, ShardSource
-from configs.diffusion_cfg import EMACfg, ReaderCfg, SketchCfg, Stage2Cfg, TextCfg
+from configs.diffusion_cfg import CriticCfg, EMACfg, ReaderCfg, SketchCfg, Stage2Cfg, TextCfg
 from configs.sampler_cfg import ShortcutCfg, TrajectoryCfg
 from configs.trainer_cfg import OptimCfg, TrainerCfg
 
@@ -132,6 +132,19 @@ def stage2_animals_one_step() -> Stage2Cfg:
     )
 
 
+def stage2_animals_critic() -> Stage2Cfg:
+    """The single step of a model of preset animals (name yours with --init) brought near the training masks themselves,
+    by a critic (docs/results.md): half an hour on two cores."""
+    return replace(
+        stage2_animals_one_step(),
+        data=ANIMALS,
+        critic=CriticCfg(width=64),
+        optim=OptimCfg(lr=3e-5, beta1=0.0, warmup_steps=100),
+        ema=EMACfg(0.998, 1.0),
+        train=TrainerCfg(max_steps=4000, val_every=800),
+    )
+
+
 def stage2_icons() -> Stage2Cfg:
     """64x64 icons from any caption; for a GPU."""
     return Stage2Cfg(
@@ -231,6 +244,7 @@ STAGE_2: dict[str, Callable[[], Stage2Cfg]] = {
     "animals": stage2_animals,
     "icons": stage2_icons,
     "animals-one-step": stage2_animals_one_step,
+    "animals-critic": stage2_animals_critic,
     "icons-sketch": stage2_icons_sketch,
     "geometry": stage2_geometry,
     "geometry-reader": stage2_geometry_reader,

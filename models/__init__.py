@@ -2,22 +2,21 @@
 
 from collections.abc import Callable
 
-from torch import nn
-
 from configs.autoencoder_cfg import AutoencoderCfg, ImportedCfg
 from configs.backbone_cfg import BackboneCfg, DiTCfg, UNetCfg
+from models.backbone import Backbone
 from models.dit import DiT
 from models.imported_vae import ImportedVAE
 from models.unet import WaveletUNet
 from models.vae import VAE
 
-BACKBONES: dict[type[BackboneCfg], Callable[..., nn.Module]] = {UNetCfg: WaveletUNet, DiTCfg: DiT}
+BACKBONES: dict[type[BackboneCfg], Callable[..., Backbone]] = {UNetCfg: WaveletUNet, DiTCfg: DiT}
 VAES: dict[type[AutoencoderCfg], Callable[..., VAE]] = {AutoencoderCfg: VAE, ImportedCfg: ImportedVAE}
 
 
 def build_backbone(
     cfg: BackboneCfg, latent_shape: tuple[int, int, int], text_features: int, text_width: int
-) -> nn.Module:
+) -> Backbone:
     """The network of ``cfg``: (x [B,C,h,w], t [B], dt [B], Condition) -> [B,C,h,w]."""
     return BACKBONES[type(cfg)](cfg, latent_shape, text_features, text_width)
 

@@ -61,6 +61,18 @@ class Backbone(nn.Module):
         """What the sketches add to the features of each level, of which the first has ``size`` (h,w); None: nothing."""
         return None if self.sketch is None or cond.sketch is None else self.sketch(cond.sketch, size)
 
+    def stages(self) -> dict[nn.Module, int]:
+        """The blocks whose answers a critic reads (models/latent_critic.py), in their order, and their channels."""
+        raise NotImplementedError
+
+    def last_layers(self) -> list[nn.Module]:
+        """What makes the network's answer of that of the last stage."""
+        raise NotImplementedError
+
+    def as_image(self, answer: Tensor) -> Tensor:
+        """A stage's answer as [B,C,h,w]."""
+        return answer
+
     def run(self, block: Callable[..., Any], *inputs: Any) -> Any:
         """``block(*inputs)``; with ``cfg.checkpointing`` only the inputs are kept for the backward pass.
 

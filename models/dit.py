@@ -124,6 +124,15 @@ class DiT(Backbone):
         self.modulation_out = zero_linear(cfg.width, 2 * cfg.width)
         self.patch_out = zero_linear(cfg.width, values)
 
+    def stages(self) -> dict[nn.Module, int]:
+        return dict.fromkeys(self.blocks, self.patch_in.out_features)
+
+    def last_layers(self) -> list[nn.Module]:
+        return [self.norm_out, self.modulation_out, self.patch_out]
+
+    def as_image(self, answer: Tensor) -> Tensor:
+        return answer.transpose(1, 2).unflatten(2, self.grid)
+
     def forward(self, x: Tensor, t: Tensor, dt: Tensor, cond: Condition) -> Tensor:
         """x [B,C,h,w], t [B], dt [B], cond of B rows -> average velocity over [t, t+dt], [B,C,h,w] in fp32."""
         if x.shape[2:] != self.size:

@@ -106,6 +106,13 @@ class WaveletUNet(Backbone):
         nn.init.zeros_(self.conv_out.weight)
         nn.init.zeros_(self.conv_out.bias)  # type: ignore[arg-type]  # made with a bias
 
+    def stages(self) -> dict[nn.Module, int]:
+        every = [stage for stage in self.modules() if isinstance(stage, Stage)]  # down, middle, up
+        return {stage: stage.block.conv2.out_channels for stage in every}
+
+    def last_layers(self) -> list[nn.Module]:
+        return [self.norm_out, self.conv_out]
+
     def forward(self, x: Tensor, t: Tensor, dt: Tensor, cond: Condition) -> Tensor:
         """x [B,C,h,w], t [B], dt [B], cond of B rows -> average velocity over [t, t+dt], [B,C,h,w] in fp32."""
         if x.shape[-2] % self.factor or x.shape[-1] % self.factor:
