@@ -58,8 +58,9 @@ class DiffusionModule(Generates, L.LightningModule):
         self.net = build_backbone(cfg.backbone, self.latent_shape, self.encode_text.features, cfg.text.width)
         self.average = frozen_twin(self.net)
         self.teacher = frozen_twin(self.net)
-        if cfg.sketch.only and self.net.sketch is not None:
+        if cfg.sketch.only:
             self.net.requires_grad_(False)
+            assert self.net.sketch is not None  # what begins or goes on such a training sees to that
             self.net.sketch.requires_grad_(True)
         self.reader = None
         if cfg.reader.width:
@@ -169,8 +170,9 @@ class DiffusionModule(Generates, L.LightningModule):
         cfg, real, cond = self.cfg.critic, self.posterior(batch).mean, self.condition(batch)
         if self.cfg.sampler.condition_drop > 0:
             cond = cond.drop(torch.rand(len(real), device=self.device) < self.cfg.sampler.condition_drop)
-        noise, start = torch.randn_like(real), torch.zeros(len(real), device=self.device)
-        drawn = noise + self.sampler.reading(self.net)(noise, start, start + 1, cond)
+        drawn = self.sampler.walk(
+            self.sampler.reading(self.net), torch.randn_like(real), [0.0, 1.0], cond, Guidance(), torch.randn_like
+        )
         return contest(
             critic, real, drawn, cond, times=(cfg.earliest, cfg.latest), mismatched=cfg.mismatched,
             heard=self.global_step >= cfg.alone,
@@ -221,6 +223,10 @@ class DiffusionModule(Generates, L.LightningModule):
                 )
         scores = {"val/loss": loss} | {f"val/{name}": value for name, value in parts.items()}
         self.log_dict(scores, batch_size=len(x1), sync_dist=True)
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.critic is not None and self.global_step < self.cfg.critic.alone:
+            self.net.zero_grad(set_to_none=True)  # zeros would be moments of AdamW
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         super().optimizer_step(*args, **kwargs)

@@ -311,7 +311,7 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
 
 def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderModule]:
     """``cfg`` as far as its first start had decided it, and the autoencoder of the checkpoint, not one made since."""
-    if cfg.init:
+    if cfg.init or cfg.critic.width:
         cfg = going_on(cfg, from_dict(Stage2Cfg, resume.content[KEY]["config"]))
     with whole(resume.path, MAKE):
         autoencoder = autoencoder_of(resume.content)

@@ -104,7 +104,11 @@ def require_teacher(cfg: Stage2Cfg, source: Stage2Cfg) -> None:
     if cfg.ema.teacher_decay == 1 and cfg.backbone.sketch and not source.backbone.sketch:
         raise ConfigError(f"ema.teacher_decay is 1, but init {cfg.init!r} reads no sketches and would teach to leave "
                           "them aside: train its encoder with a decay below 1")  # fmt: skip
-    if not isinstance(cfg.sampler, TrajectoryCfg) or not cfg.sampler.jumps_at_once:
+    if cfg.critic.width and not isinstance(learned, FlowMapCfg):
+        raise ConfigError(f"critic.width is {cfg.critic.width}, but init {cfg.init!r} was trained with "
+                          f"{type(learned).__name__}, which learns no jumps, and the critic looks at masks of a single "
+                          "one: name another model")  # fmt: skip
+    if cfg.critic.width or not isinstance(cfg.sampler, TrajectoryCfg) or not cfg.sampler.jumps_at_once:
         return
     if not isinstance(learned, FlowMapCfg):
         raise ConfigError(f"sampler.jumps_from is {cfg.sampler.jumps_from:g}, but init {cfg.init!r} was trained with "

@@ -84,7 +84,7 @@ class CriticCfg:
     width: int = 0
     """Channels of its heads; 0: no critic."""
     lr: float = 3e-4
-    """Peak learning rate of the critic; that of the network, optim.lr, should be a tenth of it."""
+    """Peak learning rate of the critic; a tenth of it for the network (optim.lr) is a start, with optim.beta1 0."""
     alone: int = 150
     """Steps in which the critic learns, and the network does not yet."""
     mismatched: float = 0.5
@@ -99,8 +99,9 @@ class CriticCfg:
         positive("critic.lr", self.lr)
         non_negative("critic.alone", self.alone)
         fraction("critic.mismatched", self.mismatched)
+        fraction("critic.latest", self.latest)
         require(0 <= self.earliest < self.latest <= 1, "critic.earliest", self.earliest,
-                f"from 0 to below critic.latest ({self.latest:g}), which is at most 1")
+                f"from 0 to below critic.latest ({self.latest:g})")
 
 
 @dataclass(frozen=True)

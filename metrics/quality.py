@@ -50,7 +50,7 @@ class QualityMonitor(Drawing):
 
     def chosen(self, module: Any) -> str:
         """What is logged of the best checkpoint: the distance in about as many steps as the model takes by itself."""
-        own = module.sampler.cfg.steps
+        own = 1 if module.cfg.critic.width else module.sampler.cfg.steps  # a critic looks at single steps
         return f"val/frechet_{min(self.counts(module), key=lambda steps: abs(math.log(steps / own)))}"
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -62,12 +62,16 @@ class Backbone(nn.Module):
         return None if self.sketch is None or cond.sketch is None else self.sketch(cond.sketch, size)
 
     def stages(self) -> dict[nn.Module, int]:
-        """The blocks whose answers a critic reads (models/latent_critic.py), in their order, and their channels."""
-        raise NotImplementedError
+        """The blocks whose answers a critic reads (models/latent_critic.py), in their order, and their channels.
+
+        Raises ConfigError where a network names none.
+        """
+        raise ConfigError("critic.width is above 0, but this network says nothing of its stages, which a critic reads: "
+                          "give its class stages() and last_layers() (models/backbone.py)")  # fmt: skip
 
     def last_layers(self) -> list[nn.Module]:
         """What makes the network's answer of that of the last stage."""
-        raise NotImplementedError
+        return []
 
     def as_image(self, answer: Tensor) -> Tensor:
         """A stage's answer as [B,C,h,w]."""

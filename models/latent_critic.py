@@ -34,22 +34,23 @@ class LatentCritic(nn.Module):
         self.trunk = deepcopy(net).requires_grad_(True)
         for layer in self.trunk.last_layers():
             layer.requires_grad_(False)  # nobody asks for the velocity
-        self.trunk.checkpointing = False  # stages are heard at their call, and that would call them again
         stages = self.trunk.stages()
         self.heads = nn.ModuleList(head(channels, width) for channels in stages.values())
-        self.seen: list[Tensor] = []
+        self.seen: list[Tensor] | None = None
         for stage in stages:
             stage.register_forward_hook(self.see)
 
     def see(self, stage: nn.Module, inputs: Any, answer: Tensor) -> None:
-        """Keep what a stage answers, for its head."""
-        self.seen.append(answer)
+        """Keep what a stage answers, for its head; not in the backward pass, which calls some again."""
+        if self.seen is not None:
+            self.seen.append(answer)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition) -> Tensor:
-        self.seen.clear()
+        seen: list[Tensor] = []
+        self.seen = seen
         self.trunk(x, t, torch.zeros_like(t), cond)
-        maps = [self.trunk.as_image(answer) for answer in self.seen]
-        self.seen.clear()
+        self.seen = None
+        maps = [self.trunk.as_image(answer) for answer in seen]
         logits = [head(h).flatten(1).float().mean(1) for head, h in zip(self.heads, maps, strict=True)]
         return torch.stack(logits, dim=1)
 

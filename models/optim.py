@@ -50,7 +50,7 @@ def build_optimizer(
     With ``cfg.muon_lr``, Muon moves what lies between the first and the last layers and is no small matrix.
     ``time_used`` answers the share of a time limit that is over. A ``rival`` learns beside ``net``, by AdamW.
     """
-    inner = {name: p for name, p in trained(net).items() if cfg.muon_lr and is_inner(name, p)}
+    inner = {name: p for name, p in trained(net).items() if cfg.muon_lr and p.ndim >= 2 and is_inner(name, p)}
     groups = by_decay({name: p for name, p in trained(net).items() if name not in inner}, cfg.weight_decay)
     optimizer: torch.optim.Optimizer
     if cfg.muon_lr:

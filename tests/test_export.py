@@ -186,7 +186,7 @@ def test_a_file_that_is_no_export_is_refused_in_one_sentence(kind: str, checkpoi
 
 
 # The preset of what was trained last on top of the model's own.
-LAST_TRAINED = {"icons": "icons-sketch", "animals": "animals-one-step", "geometry": "geometry-reader"}
+LAST_TRAINED = {"icons": "icons-sketch", "animals": "animals-critic", "geometry": "geometry-reader"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)

@@ -15,10 +15,12 @@ from configs.backbone_cfg import BackboneCfg, DiTCfg, UNetCfg
 from configs.beginning import require_startable, taken_over
 from configs.checks import ConfigError
 from configs.diffusion_cfg import CriticCfg, ReaderCfg, SketchCfg, Stage2Cfg
-from configs.sampler_cfg import FlowCfg
+from configs.presets import STAGE_2
+from configs.sampler_cfg import FlowCfg, ShortcutCfg
 from configs.trainer_cfg import OptimCfg
 from diffusion import DiffusionModule, load_diffusion
 from models import build_backbone
+from models.backbone import Backbone
 from models.export import averaged
 from models.latent_critic import LatentCritic, contest, foreign_prompts, noisy
 from models.optim import Rival, build_optimizer
@@ -58,6 +60,7 @@ def test_a_critic_is_a_copy_with_a_head_for_each_stage(cfg: BackboneCfg, stages:
     assert logits.shape == (3, stages)
     torch.testing.assert_close(critic(x[1:2], t[1:2], cond[1:2]), logits[1:2])  # no row depends on another one
     logits.square().sum().backward()
+    assert critic.seen is None  # also where the backward pass calls blocks again
     learning = {name for name, value in critic.named_parameters() if value.requires_grad}
     moved = {name for name, value in critic.named_parameters() if value.grad is not None}
     assert moved == learning  # DDP asks for that
@@ -193,8 +196,9 @@ def test_a_step_of_a_training_is_the_contest_of_its_single_step(tiny_diffusion: 
 
 
 COMMON = [
-    "--data.batch-size", "8", "--data.limit", "40", "--data.val-fraction", "0.005", "--train.previews", "False", "--train.accelerator", "cpu",
-    "--train.precision", "fp32", "--train.channels-last", "off", "--train.val-every", "2", "--train.log-every", "1",
+    "--data.batch-size", "8", "--data.limit", "40", "--data.val-fraction", "0.005", "--train.previews", "False",
+    "--train.accelerator", "cpu", "--train.precision", "fp32", "--train.channels-last", "off",
+    "--train.val-every", "2", "--train.log-every", "1",
 ]  # fmt: skip
 
 
@@ -234,7 +238,7 @@ def test_a_critic_trains_resumes_bit_by_bit_and_stays_out_of_the_model(
     (lambda: CriticCfg(lr=0), "critic.lr is 0"),
     (lambda: CriticCfg(mismatched=1.5), "critic.mismatched is 1.5"),
     (lambda: CriticCfg(earliest=0.95), "below critic.latest"),
-    (lambda: CriticCfg(latest=1.1), "at most 1"),
+    (lambda: CriticCfg(latest=1.1), "critic.latest is 1.1"),
     (lambda: replace(WITH, sampler=FlowCfg()), "learns no jumps"),
     (lambda: replace(WITH, reader=ReaderCfg(width=16, only=True)), "0 with reader.only"),
     (lambda: replace(WITH, sketch=SketchCfg(only=True)), "0 with sketch.only"),
@@ -242,11 +246,34 @@ def test_a_critic_trains_resumes_bit_by_bit_and_stays_out_of_the_model(
     (lambda: replace(WITH, optim=OptimCfg(muon_lr=1e-3)), "optim.muon_lr"),
     (lambda: replace(WITH, critic=CriticCfg(width=8, alone=2)), "would learn nothing"),
     (lambda: require_startable(replace(WITH, init="")), "name one with --init"),
-    (lambda: taken_over(WITH, replace(TINY_2, sampler=FlowCfg())), "learns no jumps"),
+    (lambda: taken_over(WITH, replace(TINY_2, sampler=FlowCfg())), "init 'one.ckpt' was trained with FlowCfg"),
+    (lambda: Backbone(UNET, 8, 12, 8).stages(), "give its class stages"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(make: Any, said: str) -> None:
     with pytest.raises(ConfigError, match=said):
         make()
+
+
+def test_a_model_with_other_guidance_than_the_presets_can_have_a_critic() -> None:
+    """What the model learned stays what it is asked for, not the sampler of the preset."""
+    learned = replace(TINY_2, sampler=ShortcutCfg(train_guidance=2.5))
+    assert taken_over(STAGE_2["animals-critic"](), learned).sampler == learned.sampler
+
+
+def test_with_guidance_as_an_input_the_step_is_that_of_the_trained_guidance(tiny_diffusion: DiffusionModule) -> None:
+    cfg = replace(
+        WITH, init="", sampler=ShortcutCfg(train_guidance=2.0, most_guidance=3.0, condition_drop=0.0),
+        backbone=replace(WITH.backbone, guidance_input=True),
+    )  # fmt: skip
+    module = DiffusionModule(cfg, tiny_diffusion.autoencoder).with_critic()
+    assert module.critic is not None
+    asked = []
+    module.net.register_forward_pre_hook(lambda net, given: asked.append(given))
+    module.contend(module.critic, {"image": torch.rand(2, 1, 32, 32).round(), "prompt": ["a cat", "a dog"]})
+    [(_, t, dt, cond)] = asked
+    assert (t == 0).all()
+    assert (dt == 1).all()
+    assert cond.strength.tolist() == [2, 2]
 
 
 def test_a_model_of_before_there_were_critics_is_read() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_metrics_evaluate import Same, bars
 
+from configs.diffusion_cfg import CriticCfg
 from configs.sampler_cfg import DDIMCfg, DDPMCfg, FlowCfg, SamplerCfg, ShortcutCfg
 from metrics.callbacks import Drawing
 from metrics.classifier import MaskClassifier, save_classifier
@@ -28,7 +29,10 @@ def test_a_diffusion_network_is_drawn_in_no_more_steps_than_it_has() -> None:
 ])  # fmt: skip
 def test_the_best_checkpoint_is_that_of_the_steps_that_the_model_takes(cfg: SamplerCfg, steps: int) -> None:
     monitor = QualityMonitor(*[Prompted(torch.zeros(0), [])] * 2, 32, 0, Path())
-    assert monitor.chosen(SimpleNamespace(sampler=build_sampler(cfg))) == f"val/frechet_{steps}"
+    module = SimpleNamespace(sampler=build_sampler(cfg), cfg=SimpleNamespace(critic=CriticCfg()))
+    assert monitor.chosen(module) == f"val/frechet_{steps}"
+    module.cfg.critic = CriticCfg(width=8)  # which looks at single steps, however many the model takes
+    assert monitor.chosen(module) == "val/frechet_1"
 
 
 def test_noise_that_a_sampler_adds_is_the_same_at_every_validation_and_moves_no_other_stream() -> None:
