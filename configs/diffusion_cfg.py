@@ -100,7 +100,7 @@ class CriticCfg:
         non_negative("critic.alone", self.alone)
         fraction("critic.mismatched", self.mismatched)
         fraction("critic.latest", self.latest)
-        require(0 <= self.earliest < self.latest <= 1, "critic.earliest", self.earliest,
+        require(0 <= self.earliest < self.latest, "critic.earliest", self.earliest,
                 f"from 0 to below critic.latest ({self.latest:g})")
 
 

@@ -20,6 +20,7 @@ from models.norm import GroupNorm
 from models.text import Condition
 
 STEEPEST = 100.0
+"""Most by which the gradient of a drawn row is magnified where the critic is sure."""
 
 
 class LatentCritic(nn.Module):

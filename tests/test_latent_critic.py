@@ -189,6 +189,9 @@ def test_a_step_of_a_training_is_the_contest_of_its_single_step(tiny_diffusion: 
     assert all(weight.grad is not None for weight in module.net.parameters())  # zeros, while the critic learns alone
     assert not any(weight.grad.any() for weight in module.net.parameters() if weight.grad is not None)
     assert any(weight.grad.any() for weight in module.critic.parameters() if weight.grad is not None)
+    module.on_before_optimizer_step(torch.optim.SGD(module.parameters(), 1.0))  # and then none: no moments begin
+    assert all(weight.grad is None for weight in module.net.parameters())
+    assert any(weight.grad is not None for weight in module.critic.parameters())
     groups = module.configure_optimizers()["optimizer"].param_groups
     assert sum(len(group["params"]) for group in groups) == len(list(module.net.parameters())) + len(
         [weight for weight in module.critic.parameters() if weight.requires_grad]
