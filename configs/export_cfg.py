@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from configs.checks import one_of, positive, require
+from configs.checks import fraction, one_of, positive, require
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,11 @@ class ExportCfg:
     """The file to write, and a .json beside it; empty: model.FORMAT beside the checkpoint (runs for our own)."""
     dtype: Literal["bf16", "fp32"] = "bf16"
     """Precision of the weights of safetensors; bf16 takes half the space. Graphs are in fp32."""
+    blend: str = ""
+    """A second model of the same network and stage 1, such as that of init: the weights are means of both, which here
+    kept what a critic gained and half of the variety that it cost (docs/results.md)."""
+    share: float = 0.5
+    """How much of these means is the second model's."""
     overwrite: bool = False
     """Replace files that are already there."""
 
@@ -33,3 +38,6 @@ class ExportCfg:
         ending = f".{self.format}"
         require(not self.out or self.out.endswith(ending), "out", self.out, f"a file that ends in {ending}")
         one_of("dtype", self.dtype, ("bf16", "fp32"))
+        fraction("share", self.share)
+        require(not self.blend or self.format == "safetensors", "blend", self.blend,
+                "empty for a graph: blend first, and write the graph of what you get")

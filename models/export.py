@@ -54,6 +54,24 @@ def averaged(state: Mapping[str, Tensor], dtype: torch.dtype) -> dict[str, Tenso
     return kept
 
 
+def blended(one: Mapping[str, Tensor], other: Mapping[str, Tensor], share: float) -> dict[str, Tensor]:
+    """Means of two exported states, with ``share`` of the other: a network that was trained on and what it began with
+    are joined by good ones (Wortsman et al. 2022, arXiv 2109.01903).
+
+    Raises:
+        ValueError: they are of different networks, or of different autoencoders.
+    """
+    names = [name for name in sorted({*one, *other}) if name not in one or name not in other
+             or one[name].shape != other[name].shape]  # fmt: skip
+    if names:
+        raise ValueError(f"their networks differ ({names[0]})")
+    for name, value in one.items():
+        if name.startswith("autoencoder.") and not torch.equal(value.bfloat16(), other[name].bfloat16()):
+            raise ValueError(f"their autoencoders differ ({name})")
+    return {name: torch.lerp(value, other[name], share) if value.is_floating_point() else value
+            for name, value in one.items()}  # fmt: skip
+
+
 def with_twins(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A whole stage-2 state from an exported one: a twin that is not there begins as the average."""
     twins = {"average.": ("net.", "teacher."), "autoencoder.average.": ("autoencoder.vae.",)}

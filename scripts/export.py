@@ -28,7 +28,7 @@ def export(cfg: ExportCfg) -> Path:
     """Write both files; returns the model's.
 
     Raises:
-        CheckpointError: a checkpoint that cannot be used.
+        CheckpointError: a checkpoint that cannot be used, or two that cannot be blended.
         FileExistsError: a file that is already there (without ``overwrite``).
     """
     source = checkpoint_path(cfg.checkpoint)
@@ -59,10 +59,25 @@ def export_weights(content: dict[str, Any], out: Path, cfg: ExportCfg) -> dict[s
     """Write the safetensors file; returns what is told beside it."""
     import torch
 
-    from models.export import KEY, averaged, write_export
+    from models.checkpoint import CheckpointError, read_checkpoint
+    from models.export import KEY, MAKE, averaged, blended, write_export
 
-    tensors = averaged(content["state_dict"], torch.bfloat16 if cfg.dtype == "bf16" else torch.float32)
+    dtype = torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
+    tensors = averaged(content["state_dict"], dtype)
     told = without_places(content[KEY])
+    if cfg.blend:
+        other = read_checkpoint(checkpoint_path(cfg.blend), "diffusion", MAKE)
+        one, two = (averaged(each["state_dict"], torch.float32) for each in (content, other))
+        try:
+            for part in ("backbone", "text"):
+                if told["config"][part] != other[KEY]["config"][part]:
+                    raise ValueError(f"their settings of {part} differ")
+            tensors = averaged(blended(one, two, cfg.share), dtype)
+        except ValueError as reason:
+            raise CheckpointError(
+                cfg.blend, f"it cannot be blended with {cfg.checkpoint}: {reason}",
+                "take a model and the one that its training began with (--init)",
+            ) from None  # fmt: skip
     write_export(out, tensors, told)
     return {
         "sha256": file_hash(out), "training_steps": content.get("global_step"), **told,

@@ -95,6 +95,42 @@ def test_an_export_in_fp32_draws_what_its_checkpoint_draws(checkpoint: Path, tmp
     assert [path.name for path in out.parent.iterdir() if path.name.startswith(".")] == []  # nothing half written
 
 
+def test_a_blend_has_the_means_of_two_models(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    for name, value in content["state_dict"].items():
+        if name.startswith("average."):
+            value.add_(1.0)
+    torch.save(content, tmp_path / "b.ckpt")
+    out = tmp_path / "model.safetensors"
+    export(["--checkpoint", str(checkpoint), "--blend", str(tmp_path / "b.ckpt"), "--share", "0.25", "--dtype", "fp32",
+            "--out", str(out)])  # fmt: skip
+    before, after = load_diffusion(checkpoint).state_dict(), load_diffusion(out).state_dict()
+    for name, value in before.items():
+        if name.startswith("average."):
+            torch.testing.assert_close(after[name], value + 0.25)
+        elif name.startswith("autoencoder.average."):
+            assert torch.equal(after[name], value)
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    (lambda content: content["state_dict"].update({WEIGHT: torch.zeros(2)}), f"their networks differ ({WEIGHT})"),
+    (lambda content: content["state_dict"].pop(WEIGHT), f"their networks differ ({WEIGHT})"),
+    (lambda content: content["state_dict"]["autoencoder.latent_std"].add_(1), "differ (autoencoder.latent_std)"),
+    (lambda content: content[KEY]["config"]["text"].update(articles=False), "their settings of text differ"),
+])  # fmt: skip
+def test_models_that_are_not_alike_cannot_be_blended(
+    checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object],
+    said: str,
+) -> None:  # fmt: skip
+    content = torch.load(checkpoint, weights_only=True)
+    change(content)
+    torch.save(content, tmp_path / "b.ckpt")
+    with pytest.raises(SystemExit):
+        export(["--checkpoint", str(checkpoint), "--blend", str(tmp_path / "b.ckpt")])
+    assert said in capsys.readouterr().err.replace("\n", " ")
+    assert not (tmp_path / "model.safetensors").exists()
+
+
 def test_an_export_in_bf16_is_half_as_large_and_draws_nearly_the_same(checkpoint: Path) -> None:
     export(["--checkpoint", str(checkpoint)])
     small = checkpoint.parent / "model.safetensors"
@@ -186,7 +222,7 @@ def test_a_file_that_is_no_export_is_refused_in_one_sentence(kind: str, checkpoi
 
 
 # The preset of what was trained last on top of the model's own.
-LAST_TRAINED = {"icons": "icons-sketch", "animals": "animals-critic", "geometry": "geometry-reader"}
+LAST_TRAINED = {"icons": "icons-critic", "animals": "animals-critic", "geometry": "geometry-reader"}
 
 
 @pytest.mark.parametrize("name", SHIPPED)
