@@ -257,10 +257,13 @@ def test_settings_that_cannot_be_are_refused(make: Any, said: str) -> None:
         make()
 
 
-def test_a_model_with_other_guidance_than_the_presets_can_have_a_critic() -> None:
+@pytest.mark.parametrize("preset", ["animals-critic", "icons-critic"])
+def test_a_model_with_other_guidance_than_the_presets_can_have_a_critic(preset: str) -> None:
     """What the model learned stays what it is asked for, not the sampler of the preset."""
-    learned = replace(TINY_2, sampler=ShortcutCfg(train_guidance=2.5))
-    assert taken_over(STAGE_2["animals-critic"](), learned).sampler == learned.sampler
+    cfg = STAGE_2[preset]()
+    backbone = replace(TINY_2.backbone, sketch=cfg.backbone.sketch)
+    learned = replace(TINY_2, backbone=backbone, sampler=ShortcutCfg(train_guidance=2.5))
+    assert taken_over(cfg, learned).sampler == learned.sampler
 
 
 def test_with_guidance_as_an_input_the_step_is_that_of_the_trained_guidance(tiny_diffusion: DiffusionModule) -> None:
@@ -277,6 +280,33 @@ def test_with_guidance_as_an_input_the_step_is_that_of_the_trained_guidance(tiny
     assert (t == 0).all()
     assert (dt == 1).all()
     assert cond.strength.tolist() == [2, 2]
+
+
+def test_a_drawn_latent_is_judged_beside_the_sketch_that_it_was_to_follow(tiny_diffusion: DiffusionModule) -> None:
+    cfg = replace(
+        WITH, init="", backbone=replace(WITH.backbone, sketch=32), sketch=SketchCfg(share=1.0),
+        critic=CriticCfg(width=8, alone=0), sampler=replace(TINY_2.sampler, condition_drop=0.0),
+    )  # fmt: skip
+    module = DiffusionModule(cfg, tiny_diffusion.autoencoder).with_critic()
+    assert module.critic is not None
+    torch.manual_seed(0)
+    asked = []
+    for net in (module.net, module.critic.trunk):
+        with torch.no_grad():
+            for part in net.parameters():  # some begin as zeros, behind which nothing has a gradient
+                part.add_(0.02 * torch.randn_like(part))
+        net.register_forward_pre_hook(lambda net, given: asked.append(given[3].sketch))
+    batch = {"image": torch.rand(4, 1, 32, 32).round(), "prompt": ["a cat", "a dog", "a cow", "a bear"]}
+    loss, _ = module.contend(module.critic, batch)
+    drawn_by, judged_by = asked
+    assert drawn_by.flatten(1).any(1).all()  # each row has one
+    real, drawn, foreign = judged_by.split([4, 4, 2])
+    assert torch.equal(real, drawn_by)
+    assert torch.equal(drawn, drawn_by)
+    assert torch.equal(foreign, drawn_by.roll(1, 0)[:2])
+    loss.backward()
+    assert module.net.sketch is not None
+    assert any(p.grad is not None and p.grad.any() for p in module.net.sketch.parameters())
 
 
 def test_a_model_of_before_there_were_critics_is_read() -> None:
