@@ -101,6 +101,9 @@ def reader_width(cfg: Stage2Cfg, source: Stage2Cfg) -> int:
 def require_teacher(cfg: Stage2Cfg, source: Stage2Cfg) -> None:
     """Raises ConfigError where the model of ``cfg.init`` cannot teach what it is asked for from the first step on."""
     learned = source.sampler
+    if cfg.critic.width and cfg.backbone.sketch and not source.backbone.sketch:
+        raise ConfigError(f"backbone.sketch is {cfg.backbone.sketch}, but init {cfg.init!r} reads no sketches: add "
+                          "--backbone.sketch 0, or train its encoder of them first (--sketch.only True)")  # fmt: skip
     if cfg.ema.teacher_decay == 1 and cfg.backbone.sketch and not source.backbone.sketch:
         raise ConfigError(f"ema.teacher_decay is 1, but init {cfg.init!r} reads no sketches and would teach to leave "
                           "them aside: train its encoder with a decay below 1")  # fmt: skip

@@ -23,7 +23,7 @@ class ExportCfg:
     """Precision of the weights of safetensors; bf16 takes half the space. Graphs are in fp32."""
     blend: str = ""
     """A second model of the same network and stage 1, such as that of init: the weights are means of both, which here
-    kept what a critic gained and half of the variety that it cost (docs/results.md)."""
+    kept most of what a critic gained and half of the variety that it cost (docs/results.md)."""
     share: float = 0.5
     """How much of these means is the second model's."""
     overwrite: bool = False
@@ -39,5 +39,8 @@ class ExportCfg:
         require(not self.out or self.out.endswith(ending), "out", self.out, f"a file that ends in {ending}")
         one_of("dtype", self.dtype, ("bf16", "fp32"))
         fraction("share", self.share)
+        require(self.share > 0, "share", self.share, "above 0: none of the second model would change nothing")
+        require(bool(self.blend) or self.share == 0.5, "share", self.share, "left out where no second model is named")
+        require(not self.blend or self.blend.strip() != "", "blend", self.blend, "the path of a stage-2 checkpoint")
         require(not self.blend or self.format == "safetensors", "blend", self.blend,
                 "empty for a graph: blend first, and write the graph of what you get")

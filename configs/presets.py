@@ -176,8 +176,8 @@ def stage2_icons_sketch() -> Stage2Cfg:
 
 
 def stage2_icons_critic() -> Stage2Cfg:
-    """The single step of a model of preset icons (name yours with --init), with a sketch and without, brought near the
-    training icons themselves, by a critic (docs/results.md): half an hour on two cores."""
+    """The single step of a model of preset icons-sketch (name yours with --init), with a sketch and without, brought
+    near the training icons themselves, by a critic (docs/results.md): half an hour on two cores."""
     return replace(
         stage2_icons_sketch(),
         data=replace(ICONS, batch_size=64),

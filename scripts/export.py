@@ -44,6 +44,8 @@ def export(cfg: ExportCfg) -> Path:
     content = read_checkpoint(source, "diffusion", MAKE)
     if not content[KEY]["complete"]:
         print(f"warning: the training of {source} was not finished", file=sys.stderr)
+    if cfg.blend:
+        content = blend(content, cfg)
     told_in(out).unlink(missing_ok=True)  # it tells the hash of the file that is replaced, which none after it has
     about = export_weights(content, out, cfg) if cfg.format == "safetensors" else export_graph(source, out, cfg)
     write_text(told_in(out), json.dumps(about, indent=2) + "\n")
@@ -59,30 +61,49 @@ def export_weights(content: dict[str, Any], out: Path, cfg: ExportCfg) -> dict[s
     """Write the safetensors file; returns what is told beside it."""
     import torch
 
-    from models.checkpoint import CheckpointError, read_checkpoint
-    from models.export import KEY, MAKE, averaged, blended, write_export
+    from models.export import KEY, averaged, write_export
 
-    dtype = torch.bfloat16 if cfg.dtype == "bf16" else torch.float32
-    tensors = averaged(content["state_dict"], dtype)
+    tensors = averaged(content["state_dict"], torch.bfloat16 if cfg.dtype == "bf16" else torch.float32)
     told = without_places(content[KEY])
-    if cfg.blend:
-        other = read_checkpoint(checkpoint_path(cfg.blend), "diffusion", MAKE)
-        one, two = (averaged(each["state_dict"], torch.float32) for each in (content, other))
-        try:
-            for part in ("backbone", "text"):
-                if told["config"][part] != other[KEY]["config"][part]:
-                    raise ValueError(f"their settings of {part} differ")
-            tensors = averaged(blended(one, two, cfg.share), dtype)
-        except ValueError as reason:
-            raise CheckpointError(
-                cfg.blend, f"it cannot be blended with {cfg.checkpoint}: {reason}",
-                "take a model and the one that its training began with (--init)",
-            ) from None  # fmt: skip
     write_export(out, tensors, told)
     return {
-        "sha256": file_hash(out), "training_steps": content.get("global_step"), **told,
+        "sha256": file_hash(out), "training_steps": content.get("global_step"),
+        **({"blend": content["blend"]} if cfg.blend else {}), **told,
         "tensors": {name: list(value.shape) for name, value in tensors.items()},
     }
+
+
+def blend(content: dict[str, Any], cfg: ExportCfg) -> dict[str, Any]:
+    """``content`` with the means of its weights and those of the second model, which its entry ``blend`` tells.
+
+    Raises:
+        CheckpointError: the second model cannot be used, or is not like the first.
+    """
+    import torch
+
+    from models.checkpoint import CheckpointError, read_checkpoint
+    from models.export import KEY, MAKE, averaged, blended
+
+    second = checkpoint_path(cfg.blend)
+    other = read_checkpoint(second, "diffusion", MAKE)
+    one, two = (averaged(each["state_dict"], torch.float32) for each in (content, other))
+    own, theirs = content[KEY]["config"], other[KEY]["config"]
+    try:
+        for part in ("backbone", "text"):
+            if own[part] != theirs[part]:
+                raise ValueError(f"their settings of {part} differ")
+        if any(own["sampler"].get(name) != theirs["sampler"].get(name) for name in ("type", "prediction")):
+            raise ValueError("what their networks answer differs (sampler)")
+        mean = blended(one, two, cfg.share)
+    except ValueError as reason:
+        raise CheckpointError(
+            second, f"it cannot be blended with {cfg.checkpoint}: {reason}",
+            "take a model and the one that its training began with (--init)",
+        ) from None  # fmt: skip
+    if not other[KEY]["complete"]:
+        print(f"warning: the training of {second} was not finished", file=sys.stderr)
+    told = {"sha256": file_hash(second) if second.is_file() else "", "share": cfg.share}
+    return content | {"state_dict": mean, "blend": told}
 
 
 def export_graph(source: Path, out: Path, cfg: ExportCfg) -> dict[str, Any]:

@@ -104,6 +104,8 @@ def test_a_blend_has_the_means_of_two_models(checkpoint: Path, tmp_path: Path) -
     out = tmp_path / "model.safetensors"
     export(["--checkpoint", str(checkpoint), "--blend", str(tmp_path / "b.ckpt"), "--share", "0.25", "--dtype", "fp32",
             "--out", str(out)])  # fmt: skip
+    told = json.loads(out.with_suffix(".json").read_text())["blend"]
+    assert told == {"sha256": file_hash(tmp_path / "b.ckpt"), "share": 0.25}
     before, after = load_diffusion(checkpoint).state_dict(), load_diffusion(out).state_dict()
     for name, value in before.items():
         if name.startswith("average."):
@@ -117,6 +119,7 @@ def test_a_blend_has_the_means_of_two_models(checkpoint: Path, tmp_path: Path) -
     (lambda content: content["state_dict"].pop(WEIGHT), f"their networks differ ({WEIGHT})"),
     (lambda content: content["state_dict"]["autoencoder.latent_std"].add_(1), "differ (autoencoder.latent_std)"),
     (lambda content: content[KEY]["config"]["text"].update(articles=False), "their settings of text differ"),
+    (lambda content: content[KEY]["config"]["sampler"].update(prediction="x"), "networks answer differs (sampler)"),
 ])  # fmt: skip
 def test_models_that_are_not_alike_cannot_be_blended(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object],
@@ -125,10 +128,24 @@ def test_models_that_are_not_alike_cannot_be_blended(
     content = torch.load(checkpoint, weights_only=True)
     change(content)
     torch.save(content, tmp_path / "b.ckpt")
+    export(["--checkpoint", str(checkpoint)])
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("model.*")}
     with pytest.raises(SystemExit):
-        export(["--checkpoint", str(checkpoint), "--blend", str(tmp_path / "b.ckpt")])
+        export(["--checkpoint", str(checkpoint), "--blend", str(tmp_path / "b.ckpt"), "--overwrite", "True"])
     assert said in capsys.readouterr().err.replace("\n", " ")
-    assert not (tmp_path / "model.safetensors").exists()
+    assert {path.name: path.read_bytes() for path in tmp_path.glob("model.*")} == before
+
+
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: ExportCfg("a", share=0.3), "share is 0.3, but it must be left out"),
+    (lambda: ExportCfg("a", blend="b", share=0.0), "share is 0.0, but it must be above 0"),
+    (lambda: ExportCfg("a", blend="b", share=1.5), "share is 1.5"),
+    (lambda: ExportCfg("a", blend=" "), "blend is ' '"),
+    (lambda: ExportCfg("a", blend="b", format="onnx"), "blend first, and write the graph"),
+])  # fmt: skip
+def test_blends_that_would_change_nothing_or_cannot_be_are_refused(make: Callable[[], object], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        make()
 
 
 def test_an_export_in_bf16_is_half_as_large_and_draws_nearly_the_same(checkpoint: Path) -> None:

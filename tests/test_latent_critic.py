@@ -250,6 +250,7 @@ def test_a_critic_trains_resumes_bit_by_bit_and_stays_out_of_the_model(
     (lambda: replace(WITH, critic=CriticCfg(width=8, alone=2)), "would learn nothing"),
     (lambda: require_startable(replace(WITH, init="")), "name one with --init"),
     (lambda: taken_over(WITH, replace(TINY_2, sampler=FlowCfg())), "init 'one.ckpt' was trained with FlowCfg"),
+    (lambda: taken_over(STAGE_2["icons-critic"](), TINY_2), "add --backbone.sketch 0"),
     (lambda: Backbone(UNET, 8, 12, 8).stages(), "give its class stages"),
 ])  # fmt: skip
 def test_settings_that_cannot_be_are_refused(make: Any, said: str) -> None:
