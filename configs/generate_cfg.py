@@ -62,6 +62,9 @@ class GenerateCfg(SamplingCfg):
     """Write metadata.jsonl too, so that Hugging Face's load_dataset("imagefolder", data_dir=OUT) reads the folder."""
     one_bit: bool = False
     """1-bit PNG files instead of 8-bit files with 0 and 255."""
+    enlarge: int = 1
+    """Write masks of so many times the model's height and width, with smooth outlines: 256 pixels of a model of 64 with
+    4. That adds no detail; shrunk again, they are the masks of 1."""
     size: int = 64
     """Height and width in pixels of one mask in the picture grid.png."""
     batch_size: int = 64
@@ -78,6 +81,7 @@ class GenerateCfg(SamplingCfg):
             positive(name, getattr(self, name))
         non_negative("tries", self.tries)
         require(self.size <= 1024, "size", self.size, "at most 1024 pixels")
+        require(1 <= self.enlarge <= 16, "enlarge", self.enlarge, "from 1 to 16")
         check_steps(self.steps)
         if self.resume and (self.overwrite or not self.out):
             raise ConfigError("resume goes on in the folder that --out names, and leaves overwrite off")

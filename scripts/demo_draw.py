@@ -73,7 +73,7 @@ def real(name: str, value: Any) -> float:
 
 def request(
     cfg: DemoCfg, prompt: str, *, num: Any, steps: Any, guidance: Any, seed: Any, sampler: str = "", times: str = "",
-    negative: str = "", **further: Any,
+    negative: str = "", enlarge: Any = 1, **further: Any,
 ) -> GenerateCfg:
     """The generation that the fields of the page ask for.
 
@@ -95,7 +95,7 @@ def request(
     made = GenerateCfg(
         cfg.checkpoint, prompt=(prompt,), num=count, steps=() if irregular else (asked,), times=irregular,
         guidance=real("guidance", guidance), seed=whole("seed", seed), sampler=sampler, negative_prompt=negative or "",
-        accelerator=cfg.accelerator, **further,
+        enlarge=whole("size", enlarge), accelerator=cfg.accelerator, **further,
     )
     taken = len(made.time_list) - 1 if made.time_list else asked
     if taken > MOST_STEPS:
@@ -119,7 +119,7 @@ def draw_in_turn(module: Any, cfg: GenerateCfg) -> Iterator[Result]:
         numbers = list(range(done, min(done + size, len(plan))))
         masks = draw_masks(module, plan, numbers, way, device)
         each = (time.perf_counter() - begun) / len(numbers)
-        result.pixels += [to_pixels(p.numpy(), cfg.threshold) for p in masks]
+        result.pixels += [to_pixels(p.numpy(), cfg) for p in masks]
         result.seconds += [each] * len(numbers)
         size = max(1, min(MOST_AT_ONCE, 2 * size, int(PAUSE / each)))
         yield result

@@ -93,6 +93,11 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
                     with gr.Row():
                         guidance = gr.Slider(0, 6, value=1, step=0.1, label="Guidance", elem_id="guidance")
                         seed = gr.Number(value=0, precision=0, label="Seed of the first", elem_id="seed")
+                    sizes = [(f"{k * size} pixels", k) for k in (1, 2, 4, 8) if k == 1 or CANVAS % (k * size) == 0]
+                    enlarge = gr.Dropdown(
+                        sizes, value=1, label="Size of a mask", elem_id="enlarge",
+                        info="Larger: a smooth outline, no new detail.", visible=module.cfg.data.channels == 1,
+                    )
                     said = [(f"{n} ({SAMPLERS_SAID.get(n, 'as trained')})", n) for n in names]
                     sampler = gr.Dropdown(said, value=trained, label="Sampler", elem_id="sampler")
                     times = gr.Textbox(
@@ -109,7 +114,7 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
                     archive = gr.DownloadButton("Masks as ZIP", elem_id="zip", **small)
 
         outputs = [message, line, grid, picture, archive, stop, last]
-        shared = [steps, num, guidance, seed, sampler, times]
+        shared = [steps, num, guidance, seed, sampler, times, enlarge]
 
         def on_prompt(text: str, against: str, *fields: Any) -> Iterator[Any]:
             yield from shown(lambda: request(cfg, text, negative=against, **settings(fields)))
@@ -129,7 +134,8 @@ def build_page(module: Any, cfg: DemoCfg) -> gr.Blocks:
             yield from shown(lambda: request(cfg, text, **way_to(other, end), **settings(fields, least=2)))
 
         def settings(fields: Any, least: int = 1) -> dict[str, Any]:
-            named = dict(zip(("steps", "num", "guidance", "seed", "sampler", "times"), fields, strict=True))
+            names = ("steps", "num", "guidance", "seed", "sampler", "times", "enlarge")
+            named = dict(zip(names, fields, strict=True))
             if whole("number of masks", named["num"]) < least:
                 raise ConfigError(f"a way between two needs {least} masks or more: ask for more")
             return named

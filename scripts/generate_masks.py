@@ -15,7 +15,7 @@ from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING, Any
 
-from configs.checks import ConfigError
+from configs.checks import ConfigError, require
 from configs.cli import as_text, parse
 from configs.generate_cfg import GenerateCfg
 from configs.run_folder import release
@@ -38,10 +38,13 @@ from scripts.ranks import Ranks, joined, launched
 from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from scripts.seeded import Recipe
 
+LARGEST = 4096
+"""Height and width that a mask can be enlarged to."""
 GRID_COLUMNS = 16
 GRID_ROWS = 24
 AT_A_TIME = 4
@@ -144,7 +147,8 @@ def draw_share(
 
     def draw_and_have_written(numbers: list[int], way: Recipe) -> Future[None]:
         masks = draw_masks(module, plan, numbers, way, device) if numbers else []
-        return writers.submit(write_masks, out, plan, numbers, way.steps, masks, cfg)
+        pixels = [to_pixels(p.numpy(), cfg) for p in masks]
+        return writers.submit(write_masks, out, plan, numbers, way.steps, pixels, cfg.one_bit)
 
     def go_on_unless_stopped(*_: Any) -> None:
         if stopped.is_set():
@@ -197,6 +201,9 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
 
     prompts = read_prompts(cfg)
     require_masks(cfg, module.cfg.data.channels)
+    side = module.cfg.data.image_size
+    most = LARGEST // side
+    require(cfg.enlarge <= most, "enlarge", cfg.enlarge, f"at most {most} for masks of {side} pixels")
     tries = 1 if cfg.on_a_way else useful_tries(cfg.tries, prompts, module.cfg.data.channels)
     as_drawn = cfg.on_a_way or cfg.init_mask  # what lies between two, or is to stay, is no matter of words alone
     corrections = 0 if as_drawn else useful_corrections(cfg.corrections, prompts, module)
@@ -219,6 +226,7 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
     further = {"negative_prompt": negative or None, "to_prompt": to_prompt, "to_seed": cfg.to_seed, **about, **said}
     further["corrections"] = corrections or None
     further["tries"] = tries if tries > 1 else None
+    further["enlarge"] = cfg.enlarge if cfg.enlarge > 1 else None
     shared |= {name: value for name, value in further.items() if value is not None}
     steps = [way.steps for way in ways]
     return Plan(prompts, unique_slugs(prompts), cfg.num, cfg.seed, steps, shared, cfg.on_a_way), ways
@@ -234,10 +242,12 @@ def draw_masks(module: Any, plan: Plan, numbers: list[int], way: Recipe, device:
     return decided(module, prompts, seeds, way, device, blends)
 
 
-def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[Tensor], cfg: GenerateCfg) -> None:
-    for number, p in zip(numbers, masks, strict=True):
+def write_masks(
+    out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[np.ndarray], one_bit: bool
+) -> None:
+    for number, pixels in zip(numbers, masks, strict=True):
         about = plan.about(number, steps)
-        write_png(out / about["file_name"], to_pixels(p.numpy(), cfg.threshold), about, cfg.one_bit)
+        write_png(out / about["file_name"], pixels, about, one_bit)
 
 
 def draw_grid(out: Path, plan: Plan, cell: int) -> None:

@@ -203,17 +203,20 @@ def require_masks(cfg: GenerateCfg, channels: int) -> None:
     """Raises ConfigError for options of masks where a model draws ordinary images, which they would not change."""
     if channels == 1:
         return
-    for name in ("threshold", "one_bit"):
+    for name in ("threshold", "one_bit", "enlarge"):
         value, usual = getattr(cfg, name), getattr(GenerateCfg, name)
         if value != usual:
             raise ConfigError(f"{name} is {value}, but this model draws ordinary images, which it would not change: "
                               f"leave it at {usual}")  # fmt: skip
 
 
-def to_pixels(p: np.ndarray, threshold: float) -> np.ndarray:
-    """Probabilities [1,H,W] -> uint8 mask [H,W] of 0 and 255; colours [3,H,W] in [0,1] -> uint8 [H,W,3]."""
+def to_pixels(p: np.ndarray, cfg: GenerateCfg) -> np.ndarray:
+    """Probabilities [1,h,w] -> uint8 mask [H,W] of 0 and 255, ``cfg.enlarge`` times as large; colours [3,H,W] in [0,1]
+    -> uint8 [H,W,3]."""
     if len(p) == 1:
-        return (p[0] > threshold).astype("uint8") * 255
+        from data.enlarge import enlarged
+
+        return enlarged((p[0] > cfg.threshold).astype("uint8"), cfg.enlarge) * 255
     return (p.transpose(1, 2, 0) * 255).round().clip(0, 255).astype("uint8")
 
 

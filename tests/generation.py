@@ -26,7 +26,7 @@ class FakeModule:
     reader = None
 
     def __init__(self, sampler: Any, channels: int = 1) -> None:
-        self.cfg = SimpleNamespace(sampler=sampler, data=SimpleNamespace(channels=channels))
+        self.cfg = SimpleNamespace(sampler=sampler, data=SimpleNamespace(channels=channels, image_size=8))
         self.channels = channels
         self.calls: list[int] = []
         self.average = ClosedForm()

@@ -61,6 +61,19 @@ def test_masks_come_a_few_at_a_time_and_are_those_of_the_command(
     assert listed == rows(command)
 
 
+def test_larger_masks_of_the_page_are_those_of_the_command_and_come_back_as_they_were_drawn(
+    checkpoint: str, tmp_path: Path
+) -> None:
+    cfg = asked(checkpoint, num=3, enlarge="4")
+    *_, result = draw_in_turn(FakeModule(ShortcutCfg()), cfg)
+    *_, drawn = draw_in_turn(FakeModule(ShortcutCfg()), asked(checkpoint, num=3))
+    command = files(generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, out=str(tmp_path / "command"))))
+    assert {result.about(n)["file_name"]: result.png(n) for n in range(3)} == command
+    for large, small in zip(result.pixels, drawn.pixels, strict=True):
+        assert large.shape == (32, 32)
+        assert (fit_masks(large[None] // 255, 8)[0] == small // 255).all()
+
+
 def test_text_of_visitors_is_shown_as_text(checkpoint: str) -> None:
     prompt = "<script>alert('x')</script> \"&"
     *_, result = draw_in_turn(FakeModule(ShortcutCfg()), asked(checkpoint, prompt))
@@ -103,6 +116,8 @@ def test_a_picture_holds_its_prompt_and_settings_and_frames_stand_for_what_is_to
         ({"seed": float("inf")}, "seed is inf"),
         ({"guidance": float("nan")}, "guidance is nan"),
         ({"guidance": 1.0, "negative": "a dog"}, "above 1"),
+        ({"enlarge": 0}, "enlarge is 0, but it must be from 1 to 16"),
+        ({"enlarge": "x"}, "size is 'x', but it must be a number"),
     ],
     ids=lambda value: str(value)[:40],
 )
@@ -307,6 +322,11 @@ def test_a_prompt_is_typed_a_grid_appears_and_other_steps_change_it(page: Any) -
     press(page, "draw", 4)
     assert page.listed[0]["times"] == [0, 0.5, 1]
     assert page.listed[0]["steps"] == 2
+    page.click("#enlarge input")
+    page.get_by_role("option", name="256 pixels").click()
+    large = press(page, "draw", 4)
+    assert {row["enlarge"] for row in page.listed} == {4}
+    assert {mask.shape for mask in large} == {(256, 256)}
 
 
 @pytest.mark.slow

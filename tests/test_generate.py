@@ -200,6 +200,37 @@ def test_one_bit_files_and_colour_images(checkpoint, tmp_path):
     assert {Image.open(colour / name).mode for name in files(colour)} == {"RGB"}
 
 
+def test_enlarged_files_are_the_same_masks_larger(checkpoint, tmp_path):
+    small = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "small", one_bit=True))
+    for batch_size in (1, 64):
+        cfg = cfg_for(checkpoint, tmp_path / str(batch_size), enlarge=4, batch_size=batch_size)
+        large = generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+    assert files(large) == files(tmp_path / "1")
+    assert {row["enlarge"] for row in rows(large)} == {4}
+    assert "enlarge" not in rows(small)[0]
+    assert {Image.open(large / name).size for name in files(large)} == {(32, 32)}
+    sources = [FolderSource(str(out)) for out in (small, large)]
+    trained_on = [load_folder(str(s.train), "x", s, DataCfg(s, image_size=8)) for s in sources]
+    assert (trained_on[0].images == trained_on[1].images).all()
+    assert trained_on[0].prompts == trained_on[1].prompts
+    with pytest.raises(ConfigError, match="has enlarge 4, and these settings have 2; give the settings"):
+        generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, enlarge=2, resume=True))
+
+
+@pytest.mark.parametrize("times", [0, -1, 17])
+def test_masks_are_enlarged_sixteen_times_at_most(times: int) -> None:
+    with pytest.raises(ConfigError, match=f"enlarge is {times}, but it must be from 1 to 16"):
+        GenerateCfg(prompt=("x",), enlarge=times)
+
+
+def test_masks_are_enlarged_to_4096_pixels_at_most(checkpoint: str, tmp_path: Path) -> None:
+    module = FakeModule(ShortcutCfg())
+    module.cfg.data.image_size = 512
+    planned(module, cfg_for(checkpoint, tmp_path / "a", enlarge=8))
+    with pytest.raises(ConfigError, match="enlarge is 9, but it must be at most 8 for masks of 512 pixels"):
+        planned(module, cfg_for(checkpoint, tmp_path / "a", enlarge=9))
+
+
 def test_irregular_times_are_steps_too(checkpoint, tmp_path):
     regular = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "a", steps=(2,)))
     same = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "b", times="0,0.5,1"))
@@ -430,6 +461,7 @@ def test_options_of_masks_are_refused_for_a_model_of_ordinary_images() -> None:
     for cfg, said in (
         (GenerateCfg(prompt=("x",), threshold=0.4), "threshold is 0.4, but this model draws ordinary .* at 0.5"),
         (GenerateCfg(prompt=("x",), one_bit=True), "one_bit is True, but this model draws ordinary .* at False"),
+        (GenerateCfg(prompt=("x",), enlarge=2), "enlarge is 2, but this model draws ordinary .* at 1"),
     ):
         with pytest.raises(ConfigError, match=said):
             require_masks(cfg, 3)
