@@ -65,6 +65,8 @@ class GenerateCfg(SamplingCfg):
     enlarge: int = 1
     """Write masks of so many times the model's height and width, with smooth outlines: 256 pixels of a model of 64 with
     4. That adds no detail; shrunk again, they are the masks of 1."""
+    svg: bool = False
+    """Write an SVG file beside each PNG, too: the smooth outline as a path."""
     size: int = 64
     """Height and width in pixels of one mask in the picture grid.png."""
     batch_size: int = 64

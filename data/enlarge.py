@@ -1,6 +1,7 @@
-"""A mask at several times its size, with a smooth outline: no new detail, but no stairs either."""
+"""A mask at several times its size, or as a path, with a smooth outline: no new detail, but no stairs either."""
 
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -11,29 +12,55 @@ BLUR = 0.9
 PUSH = 1.0
 """What a pixel that came out wrong is made more of what it is, in each round."""
 ROUNDS = 30
+FINE = 8
+"""Points of a path's grid on a side of a pixel."""
+STRAIGHT = 0.02
+"""Pixels by which a path may cut a corner short, so that a straight line has two points."""
 _TIE = 1e-5  # where the smooth mask is one half but for rounding, it is foreground
 
 
 def enlarged(mask: np.ndarray, times: int) -> np.ndarray:
-    """A mask [H,W] of 0/1 -> [times*H,times*W] of 0/1, which ``area_resize`` shrinks to the same mask again.
+    """A mask [H,W] of 0/1 -> [times*H,times*W] of 0/1, which ``area_resize`` shrinks to the same mask again."""
+    return mask if times == 1 else _above(_smooth(mask, times))
 
-    Foreground is where the mask, blurred by a Gaussian, is above one half. That cuts off corners and thin lines, so
-    pixels of which it leaves less than half are raised, pixels that it fills lowered, and so on until there are none:
-    smoothing within what the pixels allow, as Whitaker (2000, "Reducing aliasing artifacts in iso-surfaces of binary
-    volumes") does it for surfaces, by the back-projection of Irani & Peleg (1991). A pixel that is still wrong after
-    ``ROUNDS`` (few are) is left a square.
+
+def outlines(mask: np.ndarray) -> list[np.ndarray]:
+    """The closed lines around a mask [H,W] of 0/1 and its holes, each as its corners [n,2] (x, y) in pixels of the
+    mask, 0 at its left and top edge: what lies within an odd number of them is foreground.
     """
-    if times == 1:
-        return mask
+    import cv2
+    from contourpy import contour_generator
+
+    framed = np.pad(_smooth(mask, FINE), 1, mode="edge")
+    for edge in (framed[0], framed[-1], framed[:, 0], framed[:, -1]):
+        edge[:] = np.minimum(edge, 1 - edge)  # foreground ends half way to it, at the edge of the mask
+    found: Any = contour_generator(z=framed).lines(0.5 - _TIE)  # a list, unless it is asked for another type
+    lines = [(line[:-1] - 0.5) / FINE for line in found]
+    simple = [cv2.approxPolyDP(line.astype(np.float32), STRAIGHT, True)[:, 0] for line in lines]
+    return [np.clip(line, 0, mask.shape[::-1]) for line in simple if len(line) > 2]
+
+
+def _smooth(mask: np.ndarray, times: int) -> np.ndarray:
+    """A mask [H,W] of 0/1 -> float32 [times*H,times*W], of which what is above one half is foreground.
+
+    It is the mask, blurred by a Gaussian. That cuts off corners and thin lines, so pixels of which it leaves less than
+    half are raised, pixels that it fills lowered, and so on until there are none: smoothing within what the pixels
+    allow, as Whitaker (2000, "Reducing aliasing artifacts in iso-surfaces of binary volumes") does it for surfaces, by
+    the back-projection of Irani & Peleg (1991). A pixel that is still wrong after ``ROUNDS`` (few are) is a square.
+    """
     down, across = (_blur(side, times) for side in mask.shape)
     raised = mask.astype(np.float32)
     for _ in range(ROUNDS):
-        large = (down @ raised @ across.T >= 0.5 - _TIE).astype(np.uint8)
-        wrong = area_resize(large[None], *mask.shape)[0] != mask
+        smooth = down @ raised @ across.T
+        wrong = area_resize(_above(smooth)[None], *mask.shape)[0] != mask
         if not wrong.any():
-            return large
+            return smooth
         raised += np.where(wrong, np.float32(PUSH) * (mask - np.float32(0.5)), 0)
-    return np.where(_repeated(wrong, times), _repeated(mask, times), large)
+    return np.where(_repeated(wrong, times), _repeated(mask, times), smooth)
+
+
+def _above(smooth: np.ndarray) -> np.ndarray:
+    return (smooth >= 0.5 - _TIE).astype(np.uint8)
 
 
 @cache

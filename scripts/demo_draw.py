@@ -20,12 +20,14 @@ from configs.checks import ConfigError
 from configs.demo_cfg import DemoCfg
 from configs.generate_cfg import GenerateCfg
 from scripts.generate_masks import draw_masks, folded, planned
-from scripts.mask_files import MANIFEST, Plan, png_content, to_pixels
+from scripts.mask_files import MANIFEST, Finished, Plan, finished
 
 MOST_STEPS = 128
 PAUSE = 0.3
 """Seconds between two looks at a growing grid."""
 MOST_AT_ONCE = 16
+LARGE = 200
+"""Pixels of a mask from which the page shows it smaller than it is, and therefore smooth."""
 GRID_COLUMNS = 8
 
 
@@ -35,8 +37,7 @@ class Result:
 
     plan: Plan
     prompt: str
-    pixels: list[np.ndarray] = field(default_factory=list)
-    """uint8 [H,W] of 0 and 255, or [H,W,3]."""
+    masks: list[Finished] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     """What each of them took."""
 
@@ -49,7 +50,11 @@ class Result:
 
     def png(self, number: int) -> bytes:
         """A mask as a file, with its prompt and parameters in it."""
-        return png_content(self.pixels[number], self.about(number), one_bit=False)
+        return self.masks[number].png(self.about(number))
+
+    @property
+    def pixels(self) -> list[np.ndarray]:
+        return [mask.pixels for mask in self.masks]
 
 
 def whole(name: str, value: Any) -> int:
@@ -114,12 +119,12 @@ def draw_in_turn(module: Any, cfg: GenerateCfg) -> Iterator[Result]:
     plan, (way,) = planned(module, cfg)
     device, result, size = choose_device(cfg.accelerator), Result(plan, plan.prompts[0]), 1
     yield result
-    while len(result.pixels) < len(plan):
-        begun, done = time.perf_counter(), len(result.pixels)
+    while len(result.masks) < len(plan):
+        begun, done = time.perf_counter(), len(result.masks)
         numbers = list(range(done, min(done + size, len(plan))))
         masks = draw_masks(module, plan, numbers, way, device)
         each = (time.perf_counter() - begun) / len(numbers)
-        result.pixels += [to_pixels(p.numpy(), cfg) for p in masks]
+        result.masks += [finished(p.numpy(), cfg) for p in masks]
         result.seconds += [each] * len(numbers)
         size = max(1, min(MOST_AT_ONCE, 2 * size, int(PAUSE / each)))
         yield result
@@ -131,7 +136,7 @@ def as_html(result: Result) -> str:
     for number in range(len(result.plan)):
         about = result.about(number)
         label = f"{about['blend']:.0%}" if "blend" in about else f"seed {about['seed']}"
-        if number >= len(result.pixels):
+        if number >= len(result.masks):
             figures.append(f"<figure class='waiting'><div></div><figcaption>{label}</figcaption></figure>")
             continue
         source = "data:image/png;base64," + base64.b64encode(result.png(number)).decode()
@@ -140,12 +145,13 @@ def as_html(result: Result) -> str:
             f"<figure><a href='{source}' download='{about['file_name']}' title='{title}'><img src='{source}' "
             f"alt='{title}'></a><figcaption>{label} · {duration(result.seconds[number])}</figcaption></figure>"
         )
-    return f"<div class='masks'>{''.join(figures)}</div>"
+    large = result.masks and len(result.masks[0].pixels) >= LARGE
+    return f"<div class='masks{' large' * bool(large)}'>{''.join(figures)}</div>"
 
 
 def summary(result: Result, model: str) -> str:
     """One line on what was drawn and how long it took, as HTML."""
-    done, total = len(result.pixels), len(result.plan)
+    done, total = len(result.masks), len(result.plan)
     about = result.about(0)
     said = [" to ".join(f"<b>“{html.escape(text)}”</b>" for text in (result.prompt, about.get("to_prompt")) if text)]
     said += [f"{result.steps} step{'s' if result.steps > 1 else ''}", html.escape(about["sampler"])]
@@ -166,7 +172,8 @@ def grid_picture(result: Result) -> bytes:
 
     from scripts.pictures import mask_grid
 
-    rows = [result.pixels[i : i + GRID_COLUMNS] for i in range(0, len(result.pixels), GRID_COLUMNS)]
+    pixels = result.pixels
+    rows = [pixels[i : i + GRID_COLUMNS] for i in range(0, len(pixels), GRID_COLUMNS)]
     picture = mask_grid({"": rows}, [result.prompt, *[""] * (len(rows) - 1)], 64)
     info, content = PngInfo(), BytesIO()
     info.add_itxt("prompt", result.prompt)
@@ -181,7 +188,7 @@ def write_files(result: Result, folder: Path) -> tuple[Path, Path]:
     grid, archive = folder / f"{slug}-grid.png", folder / f"{slug}.zip"
     grid.write_bytes(picture)
     with zipfile.ZipFile(archive, "w") as file:
-        for number in range(len(result.pixels)):
+        for number in range(len(result.masks)):
             file.writestr(result.about(number)["file_name"], result.png(number))
         file.writestr(MANIFEST, "".join(result.plan.lines()))
         file.writestr("grid.png", picture)

@@ -37,6 +37,7 @@ footer { display: none !important; }
 .masks { display: grid; grid-template-columns: repeat(auto-fill, minmax(104px, 1fr)); gap: 12px; padding: 2px; }
 .masks figure { margin: 0; } .masks img, .masks figure > div { width: 100%; aspect-ratio: 1; border-radius: 8px; }
 .masks img { image-rendering: pixelated; display: block; margin: 0 !important; max-width: none !important; }
+.masks.large img { image-rendering: auto; }
 .masks a { display: block; border-radius: 8px; padding: 0 !important; } .masks a:hover { outline: 3px solid #f97316; }
 .masks .waiting > div { background: repeating-linear-gradient(135deg, #e7e5e4 0 8px, #f5f5f4 8px 16px); }
 .dark .masks .waiting > div { background: repeating-linear-gradient(135deg, #1e293b 0 8px, #273449 8px 16px); }

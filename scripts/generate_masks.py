@@ -26,19 +26,18 @@ from scripts.mask_files import (
     MANIFEST,
     PLAN,
     Plan,
+    finished,
     output_folder,
     prepare_folder,
     require_masks,
-    to_pixels,
     unique_slugs,
+    write_masks,
     write_metadata,
-    write_png,
 )
 from scripts.ranks import Ranks, joined, launched
 from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from scripts.seeded import Recipe
@@ -147,8 +146,8 @@ def draw_share(
 
     def draw_and_have_written(numbers: list[int], way: Recipe) -> Future[None]:
         masks = draw_masks(module, plan, numbers, way, device) if numbers else []
-        pixels = [to_pixels(p.numpy(), cfg) for p in masks]
-        return writers.submit(write_masks, out, plan, numbers, way.steps, pixels, cfg.one_bit)
+        made = [finished(p.numpy(), cfg) for p in masks]
+        return writers.submit(write_masks, out, plan, numbers, way.steps, made)
 
     def go_on_unless_stopped(*_: Any) -> None:
         if stopped.is_set():
@@ -227,6 +226,7 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
     further["corrections"] = corrections or None
     further["tries"] = tries if tries > 1 else None
     further["enlarge"] = cfg.enlarge if cfg.enlarge > 1 else None
+    further["svg"] = cfg.svg or None
     shared |= {name: value for name, value in further.items() if value is not None}
     steps = [way.steps for way in ways]
     return Plan(prompts, unique_slugs(prompts), cfg.num, cfg.seed, steps, shared, cfg.on_a_way), ways
@@ -240,14 +240,6 @@ def draw_masks(module: Any, plan: Plan, numbers: list[int], way: Recipe, device:
     seeds = [plan.seed_of(n) for n in numbers]
     blends = [plan.blend(n) for n in numbers] if plan.on_a_way else []
     return decided(module, prompts, seeds, way, device, blends)
-
-
-def write_masks(
-    out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[np.ndarray], one_bit: bool
-) -> None:
-    for number, pixels in zip(numbers, masks, strict=True):
-        about = plan.about(number, steps)
-        write_png(out / about["file_name"], pixels, about, one_bit)
 
 
 def draw_grid(out: Path, plan: Plan, cell: int) -> None:

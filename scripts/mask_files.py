@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
 import re
@@ -164,9 +165,12 @@ def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
                 for line in lines:
                     if name := re.search(r'"file_name": "([a-z0-9-]+\.png)"', line):
                         (out / name[1]).unlink(missing_ok=True)
+                        if '"svg": true' in line:
+                            (out / name[1]).with_suffix(".svg").unlink(missing_ok=True)
             (out / METADATA).unlink(missing_ok=True)
-    for part in out.glob(".*.png.part"):  # of a process that was killed
-        part.unlink()
+    for kind in ("png", "svg"):
+        for part in out.glob(f".*.{kind}.part"):  # of a process that was killed
+            part.unlink()
     with (part := out / f"{PLAN}.new").open("w", encoding="utf-8") as file:
         file.writelines(plan.lines())
     os.replace(part, out / PLAN)
@@ -203,41 +207,78 @@ def require_masks(cfg: GenerateCfg, channels: int) -> None:
     """Raises ConfigError for options of masks where a model draws ordinary images, which they would not change."""
     if channels == 1:
         return
-    for name in ("threshold", "one_bit", "enlarge"):
+    for name in ("threshold", "one_bit", "enlarge", "svg"):
         value, usual = getattr(cfg, name), getattr(GenerateCfg, name)
         if value != usual:
             raise ConfigError(f"{name} is {value}, but this model draws ordinary images, which it would not change: "
                               f"leave it at {usual}")  # fmt: skip
 
 
-def to_pixels(p: np.ndarray, cfg: GenerateCfg) -> np.ndarray:
-    """Probabilities [1,h,w] -> uint8 mask [H,W] of 0 and 255, ``cfg.enlarge`` times as large; colours [3,H,W] in [0,1]
-    -> uint8 [H,W,3]."""
-    if len(p) == 1:
-        from data.enlarge import enlarged
+@dataclass(frozen=True)
+class Finished:
+    """A mask as it is written."""
 
-        return enlarged((p[0] > cfg.threshold).astype("uint8"), cfg.enlarge) * 255
-    return (p.transpose(1, 2, 0) * 255).round().clip(0, 255).astype("uint8")
+    pixels: np.ndarray
+    """uint8: [H,W] of 0 and 255, or [H,W,3]."""
+    one_bit: bool = False
+    path: str | None = None
+    """Of an SVG file, where one is asked for."""
+    frame: tuple[int, ...] = ()
+    """H and W of what the path is in."""
+
+    def png(self, about: dict[str, Any]) -> bytes:
+        """A PNG file with its prompt and parameters as text chunks (``prompt``, and ``parameters`` in JSON)."""
+        from PIL import Image
+        from PIL.PngImagePlugin import PngInfo
+
+        info = PngInfo()
+        info.add_itxt("prompt", about["text"])
+        info.add_itxt("parameters", json.dumps(about, ensure_ascii=False))
+        image = Image.fromarray(self.pixels)
+        content = BytesIO()
+        one_bit = self.one_bit and self.pixels.ndim == 2
+        (image.convert("1", dither=Image.Dither.NONE) if one_bit else image).save(content, "png", pnginfo=info)
+        return content.getvalue()
+
+    def svg(self, about: dict[str, Any]) -> bytes:
+        """An SVG file of the path with its prompt as title and its parameters, in JSON, as description."""
+        return (
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.frame[1]} {self.frame[0]}">\n'
+            f"<title>{as_xml(about['text'])}</title>\n<desc>{as_xml(json.dumps(about, ensure_ascii=False))}</desc>\n"
+            f'<path fill-rule="evenodd" d="{self.path}"/>\n</svg>\n'
+        ).encode()
 
 
-def png_content(pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> bytes:
-    """A mask as a PNG file with its prompt and parameters as text chunks (``prompt``, and ``parameters`` in JSON)."""
-    from PIL import Image
-    from PIL.PngImagePlugin import PngInfo
+def finished(p: np.ndarray, cfg: GenerateCfg) -> Finished:
+    """What is written of probabilities [1,h,w], or of colours [3,H,W] in [0,1]."""
+    if len(p) > 1:
+        return Finished((p.transpose(1, 2, 0) * 255).round().clip(0, 255).astype("uint8"))
+    from data.enlarge import enlarged, outlines
 
-    info = PngInfo()
-    info.add_itxt("prompt", about["text"])
-    info.add_itxt("parameters", json.dumps(about, ensure_ascii=False))
-    image = Image.fromarray(pixels)
-    content = BytesIO()
-    one_bit = one_bit and pixels.ndim == 2
-    (image.convert("1", dither=Image.Dither.NONE) if one_bit else image).save(content, "png", pnginfo=info)
-    return content.getvalue()
+    mask = (p[0] > cfg.threshold).astype("uint8")
+    path = None
+    if cfg.svg:
+        path = "".join("M" + " ".join(f"{x:.2f} {y:.2f}" for x, y in line.tolist()) + "Z" for line in outlines(mask))
+    return Finished(enlarged(mask, cfg.enlarge) * 255, cfg.one_bit, path, mask.shape)
 
 
-def write_png(path: Path, pixels: np.ndarray, about: dict[str, Any], one_bit: bool) -> None:
-    """Write ``png_content``. A file with this name is always whole. Raises MaskFileError where it cannot be written."""
-    content = png_content(pixels, about, one_bit)
+def as_xml(text: str) -> str:
+    """Text for an XML file, without the characters that no such file can hold."""
+    return html.escape("".join(c for c in text if c >= " " and c not in "\ufffe\uffff"), quote=False)
+
+
+def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[Finished]) -> None:
+    """Write them; one whose PNG is there has all its files. Raises MaskFileError where one cannot be written."""
+    for number, mask in zip(numbers, masks, strict=True):
+        about = plan.about(number, steps)
+        path = out / about["file_name"]
+        if mask.path is not None:
+            write_file(path.with_suffix(".svg"), mask.svg(about))
+        write_file(path, mask.png(about))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """A file with this name is always whole. Raises MaskFileError where it cannot be written."""
     part = path.with_name(f".{path.name}.part")
     try:
         part.write_bytes(content)

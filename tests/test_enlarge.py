@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from data.enlarge import enlarged
+from data.enlarge import enlarged, outlines
 from data.fit import area_resize
 from tests.own_masks import piece
 
@@ -31,6 +31,48 @@ def test_turned_and_mirrored_masks_are_enlarged_alike(seed: int, side: int, time
     large = enlarged(mask, times)
     for change in (np.transpose, np.flipud, np.fliplr, np.rot90):
         assert (enlarged(np.ascontiguousarray(change(mask)), times) == change(large)).all()
+
+
+def filled(lines: list[np.ndarray], height: int, width: int, times: int) -> np.ndarray:
+    """What lies within an odd number of closed lines, [times*height,times*width] of 0/1."""
+    y, x = ((np.arange(times * side) + 0.5) / times for side in (height, width))
+    inside = np.zeros((times * height, times * width), np.uint8)
+    for line in lines:
+        for (x0, y0), (x1, y1) in zip(line, np.roll(line, -1, axis=0), strict=True):
+            if y0 != y1:
+                rows = (y >= min(y0, y1)) & (y < max(y0, y1))
+                at = x0 + (y[rows] - y0) * (x1 - x0) / (y1 - y0)
+                inside[rows] ^= (x[None] > at[:, None]).astype(np.uint8)
+    return inside
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20), st.integers(1, 20), st.floats(0, 1))
+def test_a_path_encloses_what_is_foreground(seed: int, height: int, width: int, share: float) -> None:
+    mask = (np.random.default_rng(seed).random((height, width)) < share).astype(np.uint8)
+    lines = outlines(mask)
+    for line in lines:
+        assert line.ndim == 2
+        assert (line >= 0).all()
+        assert (line <= (width, height)).all()
+    again = area_resize(filled(lines, height, width, 16)[None], height, width)[0]
+    assert (again != mask).sum() <= 2 + 0.02 * mask.size  # noise is the hardest: some pixels are nearly half full
+
+
+def test_paths_of_what_has_no_outline_or_only_the_frame() -> None:
+    assert outlines(np.zeros((3, 5), np.uint8)) == []
+    [line] = outlines(np.ones((3, 5), np.uint8))
+    assert [*line.min(0), *line.max(0)] == [0, 0, 5, 3]
+    assert cv2.contourArea(line.astype(np.float32)) == pytest.approx(15, abs=0.02)
+
+
+def test_a_ring_is_two_circles() -> None:
+    mask = np.zeros((64, 64), np.uint8)
+    cv2.circle(mask, (32, 32), 24, 1, -1)
+    cv2.circle(mask, (32, 32), 12, 0, -1)
+    for line, radius in zip(sorted(outlines(mask), key=np.ptp), (12, 24), strict=True):
+        assert len(line) < 150
+        assert np.hypot(*(line - 32.5).T) == pytest.approx(radius, abs=0.5)
 
 
 def iou(a: np.ndarray, b: np.ndarray) -> float:

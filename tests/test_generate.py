@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from threading import Barrier, Event
 from typing import Any
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -27,12 +28,14 @@ from configs.checks import ConfigError
 from configs.data_cfg import DataCfg, FolderSource
 from configs.generate_cfg import GenerateCfg
 from configs.sampler_cfg import DDPMCfg, FlowCfg, ShortcutCfg
+from data.fit import area_resize
 from data.folder import load_folder
 from samplers import SamplerMismatch
 from scripts import generate_masks
 from scripts.generate_masks import generate_to_folder, main, planned, read_prompts
 from scripts.mask_files import Plan, output_folder, require_masks, slug, unique_slugs
 from scripts.run import refuse_kindly
+from tests.test_enlarge import filled
 
 ROOT = Path(__file__).parents[1]
 
@@ -215,6 +218,47 @@ def test_enlarged_files_are_the_same_masks_larger(checkpoint, tmp_path):
     assert trained_on[0].prompts == trained_on[1].prompts
     with pytest.raises(ConfigError, match="has enlarge 4, and these settings have 2; give the settings"):
         generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, enlarge=2, resume=True))
+
+
+def test_an_svg_shows_the_mask_and_says_what_it_is(checkpoint, tmp_path):
+    asked = {"prompt": ("a cat <&> \"dog\"", "élan 🦒"), "svg": True}
+    out = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "out", **asked))
+    plain = generate_to_folder(FakeModule(ShortcutCfg()), cfg_for(checkpoint, tmp_path / "plain"))
+    assert not list(plain.glob("*.svg"))
+    assert len(list(out.glob("*.svg"))) == len(rows(out)) == 10
+    for row in rows(out):
+        root = ElementTree.parse((out / row["file_name"]).with_suffix(".svg")).getroot()
+        title, description, path = root
+        assert root.get("viewBox") == "0 0 8 8"
+        assert title.text == row["text"]
+        assert json.loads(description.text) == row
+        lines = [np.array(line.split(), float).reshape(-1, 2) for line in re.findall(r"M([\d. ]+)Z", path.get("d"))]
+        mask = np.asarray(Image.open(out / row["file_name"])) // 255
+        assert (area_resize(filled(lines, 8, 8, 16)[None], 8, 8)[0] != mask).sum() <= 2
+        assert bool(lines) == mask.any()
+    source = FolderSource(str(out))
+    assert len(load_folder(str(out), "x", source, DataCfg(source, image_size=8))) == 10
+
+
+def test_svg_files_are_whole_resumed_and_removed_with_their_masks(checkpoint, tmp_path):
+    out, mine = tmp_path / "out", tmp_path / "out" / "a-cat-0000.svg"
+    cfg = cfg_for(checkpoint, out, svg=True)
+    generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+    whole = {path.name: path.read_bytes() for path in out.glob("*.svg")}
+    for name in ("a-cat-0001", "a-giraffe-0003"):
+        (out / f"{name}.png").unlink()
+        (out / f"{name}.svg").unlink()
+    (out / ".a-cat-0001.svg.part").write_bytes(b"<svg")
+    generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, resume=True))
+    assert {path.name: path.read_bytes() for path in out.glob("*.svg")} == whole
+    assert not list(out.glob(".*.part"))
+    with pytest.raises(ConfigError, match="has svg True, and these settings have None"):
+        generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, svg=False, resume=True))
+    generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, svg=False, overwrite=True))
+    assert not list(out.glob("*.svg"))
+    mine.write_text("mine")  # no generation wrote it
+    generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, svg=False, overwrite=True))
+    assert mine.read_text() == "mine"
 
 
 @pytest.mark.parametrize("times", [0, -1, 17])
@@ -461,6 +505,7 @@ def test_options_of_masks_are_refused_for_a_model_of_ordinary_images() -> None:
     for cfg, said in (
         (GenerateCfg(prompt=("x",), threshold=0.4), "threshold is 0.4, but this model draws ordinary .* at 0.5"),
         (GenerateCfg(prompt=("x",), one_bit=True), "one_bit is True, but this model draws ordinary .* at False"),
+        (GenerateCfg(prompt=("x",), svg=True), "svg is True, but this model draws ordinary .* at False"),
         (GenerateCfg(prompt=("x",), enlarge=2), "enlarge is 2, but this model draws ordinary .* at 1"),
     ):
         with pytest.raises(ConfigError, match=said):
