@@ -16,7 +16,7 @@ FINE = 8
 """Points of a path's grid on a side of a pixel."""
 STRAIGHT = 0.02
 """Pixels by which a path may cut a corner short, so that a straight line has two points."""
-_TIE = 1e-5  # where the smooth mask is one half but for rounding, it is foreground
+_TIE = 1e-9  # where the smooth mask is one half but for rounding, it is foreground
 
 
 def enlarged(mask: np.ndarray, times: int) -> np.ndarray:
@@ -41,7 +41,7 @@ def outlines(mask: np.ndarray) -> list[np.ndarray]:
 
 
 def _smooth(mask: np.ndarray, times: int) -> np.ndarray:
-    """A mask [H,W] of 0/1 -> float32 [times*H,times*W], of which what is above one half is foreground.
+    """A mask [H,W] of 0/1 -> float64 [times*H,times*W], of which what is above one half is foreground.
 
     It is the mask, blurred by a Gaussian. That cuts off corners and thin lines, so pixels of which it leaves less than
     half are raised, pixels that it fills lowered, and so on until there are none: smoothing within what the pixels
@@ -49,13 +49,13 @@ def _smooth(mask: np.ndarray, times: int) -> np.ndarray:
     the back-projection of Irani & Peleg (1991). A pixel that is still wrong after ``ROUNDS`` (few are) is a square.
     """
     down, across = (_blur(side, times) for side in mask.shape)
-    raised = mask.astype(np.float32)
+    raised = mask.astype(np.float64)  # in fp32, one mask in hundreds would turn on how products are added
     for _ in range(ROUNDS):
         smooth = down @ raised @ across.T
         wrong = area_resize(_above(smooth)[None], *mask.shape)[0] != mask
         if not wrong.any():
             return smooth
-        raised += np.where(wrong, np.float32(PUSH) * (mask - np.float32(0.5)), 0)
+        raised += PUSH * (mask - 0.5) * wrong
     return np.where(_repeated(wrong, times), _repeated(mask, times), smooth)
 
 
@@ -71,7 +71,7 @@ def _blur(side: int, times: int) -> np.ndarray:
     weights = np.zeros((times * side, side))
     for pixel in range(-reach, side + reach):
         weights[:, np.clip(pixel, 0, side - 1)] += _share(places - pixel)
-    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+    return weights / weights.sum(axis=1, keepdims=True)
 
 
 def _share(distance: np.ndarray) -> np.ndarray:

@@ -201,7 +201,7 @@ def planned(module: Any, cfg: GenerateCfg) -> tuple[Plan, list[Recipe]]:
     prompts = read_prompts(cfg)
     require_masks(cfg, module.cfg.data.channels)
     side = module.cfg.data.image_size
-    most = LARGEST // side
+    most = max(1, LARGEST // side)
     require(cfg.enlarge <= most, "enlarge", cfg.enlarge, f"at most {most} for masks of {side} pixels")
     tries = 1 if cfg.on_a_way else useful_tries(cfg.tries, prompts, module.cfg.data.channels)
     as_drawn = cfg.on_a_way or cfg.init_mask  # what lies between two, or is to stay, is no matter of words alone
