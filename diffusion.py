@@ -166,17 +166,29 @@ class DiffusionModule(Generates, L.LightningModule):
             )
 
     def contend(self, critic: LatentCritic, batch: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        """What the single step and its critic learn from each other, and its parts (see ``contest``)."""
+        """What the single step and its critic learn from each other, and its parts (see ``contest``); with an anchor,
+        what it learns from the model that it began with, too (knowledge distillation, Luhman & Luhman 2021, arXiv
+        2101.02388; beside a critic, Sauer et al. 2023, arXiv 2311.17042).
+        """
         cfg, real, cond = self.cfg.critic, self.posterior(batch).mean, self.condition(batch)
         if self.cfg.sampler.condition_drop > 0:
             cond = cond.drop(torch.rand(len(real), device=self.device) < self.cfg.sampler.condition_drop)
-        drawn = self.sampler.walk(
-            self.sampler.reading(self.net), torch.randn_like(real), [0.0, 1.0], cond, Guidance(), torch.randn_like
+        noise, heard = torch.randn_like(real), self.global_step >= cfg.alone
+        drawn = self.drawn(self.net, noise, cond)
+        loss, parts = contest(
+            critic, real, drawn, cond, times=(cfg.earliest, cfg.latest), mismatched=cfg.mismatched, heard=heard
         )
-        return contest(
-            critic, real, drawn, cond, times=(cfg.earliest, cfg.latest), mismatched=cfg.mismatched,
-            heard=self.global_step >= cfg.alone,
-        )  # fmt: skip
+        if not (heard and cfg.anchor):
+            return loss, parts
+        with torch.no_grad(), cast_once(self.teacher), folded_once(self.teacher):
+            wanted = self.drawn(self.teacher, noise, cond, cfg.anchor_steps)
+        far = mean_squared_error(drawn, wanted).mean()
+        return loss + cfg.anchor * far, parts | {"anchor": far.detach()}
+
+    def drawn(self, net: torch.nn.Module, noise: Tensor, cond: Condition, steps: int = 1) -> Tensor:
+        """Latents [B,Cz,h,w] that a network draws from noise, without any further guidance."""
+        times = torch.linspace(0, 1, steps + 1).tolist()
+        return self.sampler.walk(self.sampler.reading(net), noise, times, cond, Guidance(), torch.randn_like)
 
     def read(
         self, reader: Reader, x1: Tensor, prompts: list[str], steps: int | None
@@ -190,10 +202,7 @@ class DiffusionModule(Generates, L.LightningModule):
             error = reader.error(x1, asked)
             return error, {"reader": error.detach()}
         with torch.no_grad():
-            z = self.sampler.walk(
-                self.sampler.reading(self.average), torch.randn_like(x1), [0.0, 1.0],
-                self.encode_text(prompts, self.device), Guidance(), torch.randn_like,
-            )
+            z = self.drawn(self.average, torch.randn_like(x1), self.encode_text(prompts, self.device))
             z = reader.corrected(z, asked, steps)
             masks = self.autoencoder.to_pixels(z) > 0
         shown = numbers(describe_masks(masks.cpu())).to(self.device)

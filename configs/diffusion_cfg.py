@@ -93,9 +93,16 @@ class CriticCfg:
     """Noise level at which it looks at latents: from this time (0: noise) ..."""
     latest: float = 0.95
     """... to this (1: no noise)."""
+    anchor: float = 0.0
+    """Weight of a step's distance from what the model of init draws from the same noise, which keeps its variety: 10
+    where most prompts have a single mask, 0 where they have many."""
+    anchor_steps: int = 4
+    """Steps in which that model draws it."""
 
     def __post_init__(self) -> None:
         non_negative("critic.width", self.width)
+        non_negative("critic.anchor", self.anchor)
+        positive("critic.anchor_steps", self.anchor_steps)
         positive("critic.lr", self.lr)
         non_negative("critic.alone", self.alone)
         fraction("critic.mismatched", self.mismatched)
@@ -148,6 +155,8 @@ class Stage2Cfg:
             require(self.train.strategy not in ("fsdp", "hybrid"), "critic.width", self.critic.width,
                     f"0 under train.strategy {self.train.strategy}, which does not share out the critic: take ddp")
             require(self.optim.muon_lr == 0, "optim.muon_lr", self.optim.muon_lr, "0 where a critic is trained")
+            require(self.critic.anchor == 0 or self.ema.teacher_decay == 1, "critic.anchor", self.critic.anchor,
+                    f"0 unless ema.teacher_decay ({self.ema.teacher_decay:g}) is 1: the model of init is the anchor")
             require(self.critic.alone < self.train.max_steps, "critic.alone", self.critic.alone,
                     f"below train.max_steps ({self.train.max_steps}), or the network would learn nothing")
         if isinstance(self.sampler, (MeanFlowCfg, LagrangianCfg)):

@@ -198,6 +198,40 @@ def test_a_step_of_a_training_is_the_contest_of_its_single_step(tiny_diffusion: 
     )
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+def test_an_anchor_pulls_the_step_to_what_the_first_model_draws_from_the_same_noise(
+    steps: int, tiny_diffusion: DiffusionModule
+) -> None:
+    critic = CriticCfg(width=8, alone=0, anchor=5.0, anchor_steps=steps)
+    cfg = replace(
+        WITH, init="", critic=critic, ema=replace(WITH.ema, teacher_decay=1.0),
+        sampler=replace(TINY_2.sampler, condition_drop=0.0),
+    )  # fmt: skip
+    module = DiffusionModule(cfg, tiny_diffusion.autoencoder).with_critic()
+    assert module.critic is not None
+    torch.nn.init.normal_(module.net.conv_out.weight, std=0.1)  # type: ignore[arg-type]  # a UNet's
+    torch.nn.init.normal_(module.teacher.conv_out.weight, std=0.2)  # type: ignore[arg-type]
+    batch = {"image": torch.rand(4, 1, 32, 32).round(), "prompt": ["a cat", "a dog", "a cat", "a bird"]}
+    seen: dict[str, list[Any]] = {"net": [], "teacher": []}
+    for name, of in seen.items():
+        getattr(module, name).register_forward_hook(lambda net, given, answer, of=of: of.append((given, answer)))
+    torch.manual_seed(0)
+    loss, parts = module.contend(module.critic, batch)
+    [((noise, _, _, _), u)] = seen["net"]
+    assert len(seen["teacher"]) == steps
+    assert torch.equal(seen["teacher"][0][0][0], noise)
+    wanted = noise + sum(answer for _, answer in seen["teacher"]) / steps
+    far = (noise + u - wanted).square().mean()
+    torch.testing.assert_close(parts["anchor"], far.detach())
+    rest = parts["critic"] + critic.mismatched * parts["critic_prompt"]
+    torch.testing.assert_close(loss.detach(), rest + 5 * far.detach())
+    loss.backward()
+    assert all(weight.grad is None for weight in module.teacher.parameters())
+    module.cfg = replace(cfg, critic=replace(critic, alone=1))
+    module.contend(module.critic, batch)
+    assert len(seen["teacher"]) == steps  # nobody asks it while the critic learns alone
+
+
 COMMON = [
     "--data.batch-size", "8", "--data.limit", "40", "--data.val-fraction", "0.005", "--train.previews", "False",
     "--train.accelerator", "cpu", "--train.precision", "fp32", "--train.channels-last", "off",
@@ -242,6 +276,9 @@ def test_a_critic_trains_resumes_bit_by_bit_and_stays_out_of_the_model(
     (lambda: CriticCfg(mismatched=1.5), "critic.mismatched is 1.5"),
     (lambda: CriticCfg(earliest=0.95), "below critic.latest"),
     (lambda: CriticCfg(latest=1.1), "critic.latest is 1.1"),
+    (lambda: CriticCfg(anchor=-1), "critic.anchor is -1"),
+    (lambda: CriticCfg(anchor_steps=0), "critic.anchor_steps is 0"),
+    (lambda: replace(WITH, critic=CriticCfg(width=8, alone=1, anchor=1.0)), "0 unless ema.teacher_decay .0.95. is 1"),
     (lambda: replace(WITH, sampler=FlowCfg()), "learns no jumps"),
     (lambda: replace(WITH, reader=ReaderCfg(width=16, only=True)), "0 with reader.only"),
     (lambda: replace(WITH, sketch=SketchCfg(only=True)), "0 with sketch.only"),
