@@ -94,8 +94,8 @@ class CriticCfg:
     latest: float = 0.95
     """... to this (1: no noise)."""
     anchor: float = 0.0
-    """Weight of a step's distance from what the model of init draws from the same noise, which keeps its variety: 10
-    where most prompts have a single mask, 0 where they have many."""
+    """Weight of a step's distance from what the model of init draws from the same noise, which keeps its variety where
+    most prompts have a single mask (10 was tried, on icons)."""
     anchor_steps: int = 4
     """Steps in which that model draws it."""
 
@@ -147,6 +147,8 @@ class Stage2Cfg:
                     "False for an objective that learns no jumps: the reader looks at masks drawn by a single one")
             require(self.train.strategy not in ("fsdp", "hybrid"), "reader.only", True,
                     f"False under train.strategy {self.train.strategy}, which does not share out the reader: take ddp")
+        require(self.critic.anchor == 0 or self.critic.width > 0, "critic.anchor", self.critic.anchor,
+                "0 without a critic: give critic.width, such as 64")
         if self.critic.width:
             only = "reader.only" if self.reader.only else "sketch.only"
             require(not (self.sketch.only or self.reader.only), "critic.width", self.critic.width, f"0 with {only}")

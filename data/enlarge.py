@@ -49,9 +49,9 @@ def _smooth(mask: np.ndarray, times: int) -> np.ndarray:
     the back-projection of Irani & Peleg (1991). A pixel that is still wrong after ``ROUNDS`` (few are) is a square.
     """
     down, across = (_blur(side, times) for side in mask.shape)
-    raised = mask.astype(np.float64)  # in fp32, one mask in hundreds would turn on how products are added
+    raised = mask.astype(np.float64)
     for _ in range(ROUNDS):
-        smooth = down @ raised @ across.T
+        smooth = (across @ (down @ raised).T).T
         wrong = area_resize(_above(smooth)[None], *mask.shape)[0] != mask
         if not wrong.any():
             return smooth
@@ -64,14 +64,19 @@ def _above(smooth: np.ndarray) -> np.ndarray:
 
 
 @cache
-def _blur(side: int, times: int) -> np.ndarray:
-    """[times*side,side]: what a row of pixels gives after they are repeated and blurred; beyond its ends it goes on."""
+def _blur(side: int, times: int) -> Any:
+    """[times*side,side]: what a row of pixels gives after they are repeated and blurred; beyond its ends it goes on.
+
+    Sparse, since a product with a dense matrix starts one thread per core for each small mask.
+    """
+    from scipy.sparse import csr_array
+
     places = (np.arange(times * side) + 0.5) / times - 0.5
     reach = int(np.ceil(4 * BLUR))
     weights = np.zeros((times * side, side))
     for pixel in range(-reach, side + reach):
         weights[:, np.clip(pixel, 0, side - 1)] += _share(places - pixel)
-    return weights / weights.sum(axis=1, keepdims=True)
+    return csr_array(weights / weights.sum(axis=1, keepdims=True))
 
 
 def _share(distance: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ MOST_STEPS = 128
 PAUSE = 0.3
 """Seconds between two looks at a growing grid."""
 MOST_AT_ONCE = 16
-LARGE = 200
+LARGE = 128
 """Pixels of a mask from which the page shows it smaller than it is, and therefore smooth."""
 GRID_COLUMNS = 8
 

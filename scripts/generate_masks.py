@@ -31,13 +31,14 @@ from scripts.mask_files import (
     prepare_folder,
     require_masks,
     unique_slugs,
-    write_masks,
+    write_mask,
     write_metadata,
 )
 from scripts.ranks import Ranks, joined, launched
 from scripts.run import refuse_kindly
 
 if TYPE_CHECKING:
+    import numpy as np
     from torch import Tensor
 
     from scripts.seeded import Recipe
@@ -131,8 +132,8 @@ def draw_share(
     """Draw and write this process's masks of a plan. Raises MaskFileError where one cannot be written.
 
     On a CPU a few batches are drawn at a time: the layers of a small network are too short for many threads to share,
-    and each has to wait for the slowest. One thread writes them: several would take the cores from those that draw. A
-    GPU draws one batch at a time, and several threads write.
+    and each has to wait for the slowest. One thread writes them: several would take the cores from those that draw,
+    unless each mask is work. A GPU draws one batch at a time, and several threads write.
     """
     import torch
     from tqdm import tqdm
@@ -146,8 +147,7 @@ def draw_share(
 
     def draw_and_have_written(numbers: list[int], way: Recipe) -> Future[None]:
         masks = draw_masks(module, plan, numbers, way, device) if numbers else []
-        made = [finished(p.numpy(), cfg) for p in masks]
-        return writers.submit(write_masks, out, plan, numbers, way.steps, made)
+        return writers.submit(write_masks, out, plan, numbers, way.steps, masks, cfg)
 
     def go_on_unless_stopped(*_: Any) -> None:
         if stopped.is_set():
@@ -162,14 +162,15 @@ def draw_share(
     with (
         tqdm(total=len(share) * len(ways), desc="generating", unit=" masks", mininterval=0.5, **quiet) as bar,
         module.average.register_forward_pre_hook(go_on_unless_stopped),  # removed at the end
-        ThreadPoolExecutor(1 if on_cpu else AT_A_TIME) as writers,
+        ThreadPoolExecutor(1 if on_cpu and cfg.enlarge == 1 and not cfg.svg else AT_A_TIME) as writers,
         ThreadPoolExecutor(drawers, initializer=torch.set_num_threads, initargs=(max(1, threads // drawers),)) as pool,
     ):
         try:
             for start in starts:
                 batch = range(start, min(start + cfg.batch_size, share.stop))
                 for way in ways:
-                    numbers = [n for n in batch if not (cfg.resume and is_drawn(out / plan.name(n, way.steps)))]
+                    names = {n: out / plan.name(n, way.steps) for n in batch}
+                    numbers = [n for n, name in names.items() if not (cfg.resume and is_drawn(name, cfg.svg))]
                     if len(waiting) > AT_A_TIME:
                         finish_one()
                     waiting.append((pool.submit(draw_and_have_written, numbers, way), len(batch)))
@@ -180,10 +181,10 @@ def draw_share(
     torch.set_num_threads(threads)  # what further threads begin with
 
 
-def is_drawn(path: Path) -> bool:
+def is_drawn(path: Path, svg: bool) -> bool:
     """Whether a mask is there. A machine that lost its power can leave a file's name without its content."""
     try:
-        return path.stat().st_size > 0
+        return all(file.stat().st_size > 0 for file in (path, path.with_suffix(".svg"))[: 1 + svg])
     except OSError:
         return False
 
@@ -242,6 +243,12 @@ def draw_masks(module: Any, plan: Plan, numbers: list[int], way: Recipe, device:
     return decided(module, prompts, seeds, way, device, blends)
 
 
+def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[Tensor], cfg: GenerateCfg) -> None:
+    """Write them; one whose PNG is there has all its files. Raises MaskFileError where one cannot be written."""
+    for number, p in zip(numbers, masks, strict=True):
+        write_mask(out, plan.about(number, steps), finished(p.numpy(), cfg))
+
+
 def draw_grid(out: Path, plan: Plan, cell: int) -> None:
     """grid.png: the first masks of the first prompts (or some from all of a way), a block per step count."""
     import numpy as np
@@ -249,13 +256,19 @@ def draw_grid(out: Path, plan: Plan, cell: int) -> None:
 
     from scripts.pictures import mask_grid
 
+    def thumbnail(path: Path) -> np.ndarray:
+        """A mask; of a large one, as many pixels as a cell can be averaged from."""
+        image = Image.open(path)
+        image.thumbnail((4 * cell, 4 * cell), Image.Resampling.NEAREST)
+        return np.asarray(image)
+
     columns = min(plan.num, max(4, GRID_COLUMNS // len(plan.steps)))
     shown = plan.prompts[:GRID_ROWS]
     picked = [round(k * (plan.num - 1) / max(1, columns - 1)) if plan.on_a_way else k for k in range(columns)]
     blocks = {}
     for steps in plan.steps:
         names = [[plan.name(row * plan.num + k, steps) for k in picked] for row in range(len(shown))]
-        masks = [[np.asarray(Image.open(out / name)) for name in row] for row in names]
+        masks = [[thumbnail(out / name) for name in row] for row in names]
         blocks[f"{steps} step{'s' if steps > 1 else ''}"] = masks
     mask_grid(blocks, shown, cell).save(out / GRID)
 

@@ -267,14 +267,12 @@ def as_xml(text: str) -> str:
     return html.escape("".join(c for c in text if c >= " " and c not in "\ufffe\uffff"), quote=False)
 
 
-def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[Finished]) -> None:
-    """Write them; one whose PNG is there has all its files. Raises MaskFileError where one cannot be written."""
-    for number, mask in zip(numbers, masks, strict=True):
-        about = plan.about(number, steps)
-        path = out / about["file_name"]
-        if mask.path is not None:
-            write_file(path.with_suffix(".svg"), mask.svg(about))
-        write_file(path, mask.png(about))
+def write_mask(out: Path, about: dict[str, Any], mask: Finished) -> None:
+    """Write a mask whose line of the manifest is ``about``. Raises MaskFileError where it cannot be written."""
+    path = out / about["file_name"]
+    if mask.path is not None:
+        write_file(path.with_suffix(".svg"), mask.svg(about))
+    write_file(path, mask.png(about))
 
 
 def write_file(path: Path, content: bytes) -> None:

@@ -69,6 +69,10 @@ def test_larger_masks_of_the_page_are_those_of_the_command_and_come_back_as_they
     *_, drawn = draw_in_turn(FakeModule(ShortcutCfg()), asked(checkpoint, num=3))
     command = files(generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, out=str(tmp_path / "command"))))
     assert {result.about(n)["file_name"]: result.png(n) for n in range(3)} == command
+    assert "class='masks'" in as_html(result)
+    result.masks = [replace(mask, pixels=mask.pixels.repeat(4, 0).repeat(4, 1)) for mask in result.masks]
+    assert "class='masks large'" in as_html(result)  # shown smaller than they are
+    result.masks = [replace(mask, pixels=mask.pixels[::4, ::4]) for mask in result.masks]
     for large, small in zip(result.pixels, drawn.pixels, strict=True):
         assert large.shape == (32, 32)
         assert (fit_masks(large[None] // 255, 8)[0] == small // 255).all()

@@ -277,6 +277,7 @@ def test_a_critic_trains_resumes_bit_by_bit_and_stays_out_of_the_model(
     (lambda: CriticCfg(earliest=0.95), "below critic.latest"),
     (lambda: CriticCfg(latest=1.1), "critic.latest is 1.1"),
     (lambda: CriticCfg(anchor=-1), "critic.anchor is -1"),
+    (lambda: replace(WITH, critic=CriticCfg(anchor=1.0)), "critic.anchor is 1.0, .* 0 without a critic"),
     (lambda: CriticCfg(anchor_steps=0), "critic.anchor_steps is 0"),
     (lambda: replace(WITH, critic=CriticCfg(width=8, alone=1, anchor=1.0)), "0 unless ema.teacher_decay .0.95. is 1"),
     (lambda: replace(WITH, sampler=FlowCfg()), "learns no jumps"),

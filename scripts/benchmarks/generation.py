@@ -16,8 +16,8 @@ from samplers import Guidance
 from scripts.benchmarks.report import Report, elapsed
 from scripts.benchmarks.step import autocast
 from scripts.benchmarks.training import Setting
-from scripts.generate_masks import draw_masks, generate_to_folder
-from scripts.mask_files import Plan, finished, write_masks
+from scripts.generate_masks import draw_masks, generate_to_folder, write_masks
+from scripts.mask_files import Plan
 from scripts.mask_model import MaskModel, load_mask_model
 from scripts.seeded import Recipe
 
@@ -83,7 +83,7 @@ def speed(setting: Setting, report: Report) -> None:
     def write_all() -> None:
         cfg = GenerateCfg(MODEL, prompt=ANIMALS)
         for _ in range(batches):
-            write_masks(setting.folder(), plan, numbers, 1, [finished(p.numpy(), cfg) for p in masks])
+            write_masks(setting.folder(), plan, numbers, 1, masks, cfg)
 
     def make_files() -> None:
         folder = setting.folder()
