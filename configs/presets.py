@@ -135,16 +135,17 @@ def stage2_animals_one_step() -> Stage2Cfg:
 def stage2_animals_critic() -> Stage2Cfg:
     """The single step of a model of preset animals (name yours with --init) brought near the training masks themselves,
     by a critic (docs/results.md): half an hour on two cores."""
-    return with_critic(replace(stage2_animals_one_step(), data=ANIMALS), CriticCfg(width=64), steps=4000, rounds=5)
+    return with_critic(replace(stage2_animals_one_step(), data=ANIMALS), TrainerCfg(max_steps=4000, val_every=800))
 
 
-def with_critic(cfg: Stage2Cfg, critic: CriticCfg, steps: int, rounds: int) -> Stage2Cfg:
+def with_critic(cfg: Stage2Cfg, train: TrainerCfg) -> Stage2Cfg:
+    """Averages that stay behind, and rates and moments of both sides, of the presets whose step has a critic."""
     return replace(
         cfg,
-        critic=critic,
+        critic=CriticCfg(width=64),
         optim=OptimCfg(lr=3e-5, beta1=0.0, warmup_steps=100),
         ema=EMACfg(0.998, 1.0),
-        train=TrainerCfg(max_steps=steps, val_every=steps // rounds),
+        train=train,
     )
 
 
@@ -182,7 +183,7 @@ def stage2_icons_critic() -> Stage2Cfg:
     """The single step of a model of preset icons-sketch (name yours with --init), with a sketch and without, brought
     near the training icons themselves, by a critic (docs/results.md): half an hour on two cores."""
     base = replace(stage2_icons_sketch(), data=replace(ICONS, batch_size=64), sketch=SketchCfg(share=0.25))
-    return with_critic(base, CriticCfg(width=64), steps=1300, rounds=2)
+    return with_critic(base, TrainerCfg(max_steps=1300, val_every=650))
 
 
 def stage2_geometry() -> Stage2Cfg:

@@ -182,7 +182,9 @@ def draw_share(
 
 
 def is_drawn(path: Path, svg: bool) -> bool:
-    """Whether a mask is there. A machine that lost its power can leave a file's name without its content."""
+    """Whether a mask is there, with its SVG where one is asked for. A machine that lost its power can leave a file's
+    name without its content.
+    """
     try:
         return all(file.stat().st_size > 0 for file in (path, path.with_suffix(".svg"))[: 1 + svg])
     except OSError:
@@ -244,7 +246,7 @@ def draw_masks(module: Any, plan: Plan, numbers: list[int], way: Recipe, device:
 
 
 def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: list[Tensor], cfg: GenerateCfg) -> None:
-    """Write them; one whose PNG is there has all its files. Raises MaskFileError where one cannot be written."""
+    """Write the masks of some numbers. Raises MaskFileError where one cannot be written."""
     for number, p in zip(numbers, masks, strict=True):
         write_mask(out, plan.about(number, steps), finished(p.numpy(), cfg))
 

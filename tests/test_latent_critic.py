@@ -210,7 +210,7 @@ def test_an_anchor_pulls_the_step_to_what_the_first_model_draws_from_the_same_no
     module = DiffusionModule(cfg, tiny_diffusion.autoencoder).with_critic()
     assert module.critic is not None
     torch.nn.init.normal_(module.net.conv_out.weight, std=0.1)  # type: ignore[arg-type]  # a UNet's
-    torch.nn.init.normal_(module.teacher.conv_out.weight, std=0.2)  # type: ignore[arg-type]
+    torch.nn.init.normal_(module.teacher.conv_out.weight, std=0.2)  # type: ignore[arg-type]  # as above
     batch = {"image": torch.rand(4, 1, 32, 32).round(), "prompt": ["a cat", "a dog", "a cat", "a bird"]}
     seen: dict[str, list[Any]] = {"net": [], "teacher": []}
     for name, of in seen.items():
