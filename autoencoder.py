@@ -54,6 +54,8 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
 
     def __init__(self, cfg: Stage1Cfg, data: str = "") -> None:
         super().__init__(cfg, data)
+        if cfg.init:
+            self.vae.encoder.requires_grad_(False)  # its latents stay as they are
         self.critic: PatchCritic | None = None  # only while it trains, where its loss asks for one
 
     def with_judges(self) -> AutoencoderModule:
@@ -64,6 +66,13 @@ class AutoencoderModule(Autoencoder, L.LightningModule):
         if self.cfg.autoencoder.has_critic:
             self.critic = PatchCritic(self.cfg.data.channels)
         return self
+
+    def grow_from(self, source: Autoencoder) -> None:
+        """Begin with the averaged weights and the latents of an autoencoder of smaller images (see VAE.grow_from)."""
+        for vae in (self.vae, self.average):
+            vae.grow_from(source.average)
+        self.latent_mean.copy_(source.latent_mean)
+        self.latent_std.copy_(source.latent_std)
 
     def configure_model(self) -> None:
         if self.device_mesh is not None:  # only ModelParallelStrategy sets one

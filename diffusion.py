@@ -29,7 +29,7 @@ from models.latent_critic import LatentCritic, contest
 from models.optim import Rival, build_optimizer, repeatable
 from models.reader import Reader, agreement
 from models.sharding import shard_parts
-from models.sketch import rough_sketch
+from models.sketch import CELL, looked_at, rough_sketch
 from models.steps import logs_after
 from models.text import Condition, TextEncoder
 from models.vae import Posterior
@@ -82,7 +82,7 @@ class DiffusionModule(Generates, L.LightningModule):
         """Inputs of the network for a batch of ``rows``, for timing it."""
         times, cond = torch.rand(rows), self.encode_text(["a prompt"] * rows)
         if self.net.sketch is not None:
-            side = self.autoencoder.cfg.data.image_size
+            side = min(self.autoencoder.cfg.data.image_size, CELL * self.latent_shape[-1])
             cond = replace(cond, sketch=torch.rand(rows, 1, side, side).round())
         return torch.randn(rows, *self.latent_shape), times, times, cond
 
@@ -131,7 +131,8 @@ class DiffusionModule(Generates, L.LightningModule):
         with torch.no_grad():
             share = 1.0 if self.cfg.sketch.only else self.cfg.sketch.share  # a row without would teach it nothing
             shown = torch.rand(len(cond.keep), 1, 1, 1, device=self.device) < share
-            return replace(cond, sketch=rough_sketch(batch["image"]) * shown)
+            masks = looked_at(batch["image"], self.latent_shape[-1])
+            return replace(cond, sketch=rough_sketch(masks) * shown)
 
     def when(self) -> When:
         """Progress is that of the steps, or of the time limit if that is further on."""

@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -25,9 +25,9 @@ from autoencoder import AutoencoderModule, autoencoder_of, load_autoencoder
 from configs.autoencoder_cfg import Stage1Cfg
 from configs.beginning import (
     going_on,
+    grown,
     require_attention,
     require_curriculum,
-    require_no_autoencoder,
     require_startable,
     taken_over,
 )
@@ -78,6 +78,8 @@ from models.saving import LAST, Checkpoints, WholeCheckpoints, require_space
 from models.sharding import SharedOut
 from models.steps import StepRoutine, WholeStepTimer
 from models.stopping import GracefulStop, together
+
+AnyStage = TypeVar("AnyStage", Stage1Cfg, Stage2Cfg)
 
 
 def quiet() -> None:
@@ -242,7 +244,7 @@ def replaced(path: Path, text: str) -> Iterator[None]:
 def finish(trainer: L.Trainer, module: Any, data: MaskDataModule, run_dir: Path, kind: str) -> None:
     if trainer.global_step == 0:
         return
-    if isinstance(module, AutoencoderModule):
+    if isinstance(module, AutoencoderModule) and not module.cfg.init:
         images = data.train_set.images
         if not isinstance(trainer.strategy, SharedOut):
             module.to(trainer.strategy.root_device)  # Lightning has put it back into the processor's memory
@@ -257,15 +259,27 @@ def finish(trainer: L.Trainer, module: Any, data: MaskDataModule, run_dir: Path,
 
 def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
     """Train the autoencoder; returns the run folder, which holds last.ckpt and best.ckpt."""
-    resume = find_resume(cfg, "autoencoder")
+    resume, source = find_resume(cfg, "autoencoder"), None
     if resume is not None:
         if resume.nothing_to_do(cfg.train):
             return resume.path.parent
         cfg = replace(cfg, train=as_before(cfg.train, resume.content))
+        begun = from_dict(Stage1Cfg, resume.content[KEY]["config"])
+        cfg = replace(cfg, init=begun.init)  # which decides what learns
+        cfg = grown(cfg, begun) if cfg.init else cfg
+    elif cfg.init:
+        source = finished_autoencoder(checkpoint_path(cfg.init), "a whole stage 1")
+        cfg = told(cfg, grown(cfg, source.cfg))
     run_dir, data = start(cfg, f"{name}-stage1", "autoencoder")
-    module = AutoencoderModule(cfg, data_fingerprint(cfg.data)).with_judges()
-    pixels = torch.rand(cfg.data.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
-    set_memory_format(module, module.vae.encoder, (pixels,), cfg.train)
+    module, rows = AutoencoderModule(cfg, data_fingerprint(cfg.data)).with_judges(), cfg.data.batch_size
+    if source is not None:
+        module.grow_from(source)
+        print(f"begins with the weights of {checkpoint_path(cfg.init)}, whose encoder stays as it is", flush=True)
+    if cfg.init:  # only the decoder learns
+        set_memory_format(module, module.vae.decoder, (torch.randn(rows, *module.latent_shape),), cfg.train)
+    else:
+        pixels = torch.rand(rows, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
+        set_memory_format(module, module.vae.encoder, (module.vae.squares(pixels),), cfg.train)
     compile_networks([module.vae.encoder, module.vae.decoder], cfg.train)
     extra: list[Callback] = [ReconstructionMonitor()]
     monitor, mode = ("val/iou", "max") if cfg.data.channels == 1 else ("val/loss", "min")
@@ -274,8 +288,9 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
     return run_dir
 
 
-def find_autoencoder(cfg: Stage2Cfg) -> Path:
-    """The newest complete stage-1 checkpoint of the same data, or the one that ``cfg.autoencoder`` names.
+def find_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> Path | None:
+    """The stage-1 checkpoint that ``cfg.autoencoder`` names, or the newest complete one of the same data; None for that
+    of ``source``, the model that ``cfg.init`` names.
 
     Raises:
         CheckpointError: there is none.
@@ -283,9 +298,11 @@ def find_autoencoder(cfg: Stage2Cfg) -> Path:
     """
     if cfg.autoencoder != "auto":
         return checkpoint_path(cfg.autoencoder)
+    if source is not None and source.autoencoder.cfg.data.image_size == cfg.data.image_size:
+        return None
     wanted = data_fingerprint(cfg.data)
     newest = newest_complete(cfg.train.runs, "autoencoder", wanted)
-    if newest is None:
+    if newest is None and source is None:
         if isinstance(cfg.data.source, FolderSource):
             find_folder(cfg.data.source.train, "--data.source.train")
         raise CheckpointError(
@@ -301,12 +318,15 @@ def take_over(cfg: Stage2Cfg) -> tuple[Stage2Cfg, DiffusionModule | None]:
     if not cfg.init:
         require_startable(cfg)
         return cfg, None
-    require_no_autoencoder(cfg)
     source = load_diffusion(checkpoint_path(cfg.init))
-    taken = taken_over(cfg, source.cfg)
-    if changed := differences(cfg, taken):
-        print(f"settings of init {cfg.init!r} in place of those asked for: {', '.join(changed)}", flush=True)
-    return taken, source
+    return told(cfg, taken_over(cfg, source.cfg)), source
+
+
+def told(asked: AnyStage, taken: AnyStage) -> AnyStage:
+    """``taken``, after it was printed in what it differs from what was asked for."""
+    if changed := differences(asked, taken):
+        print(f"settings of init {asked.init!r} in place of those asked for: {', '.join(changed)}", flush=True)
+    return taken
 
 
 def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderModule]:
@@ -321,22 +341,36 @@ def continued(cfg: Stage2Cfg, resume: Resume) -> tuple[Stage2Cfg, AutoencoderMod
 
 def checked_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> AutoencoderModule:
     """Stage 1's network for this stage 2. Raises CheckpointError for a missing, unfinished or foreign one."""
-    if source is not None:
-        fitting(Path(cfg.init), source.autoencoder, cfg, "name a model of your masks' size with --init")
+    path = find_autoencoder(cfg, source)
+    if path is None:
+        assert source is not None
+        fitting(Path(cfg.init), source.autoencoder, cfg, "name a model of your masks' size with --init, or "
+                f"let it grow to a multiple of its size first: bash scripts/train_stage_1.sh PRESET --init {cfg.init}")
         return source.autoencoder
-    path = find_autoencoder(cfg)
     make = "bash scripts/train_stage_1.sh PRESET (the same preset and data as this stage 2)"
+    autoencoder = finished_autoencoder(path, make)
+    fitting(path, autoencoder, cfg, f"make one with: {make}")
+    if source is not None and not autoencoder.shares_latents(source.autoencoder):
+        raise CheckpointError(
+            path, f"has other latents than init {cfg.init!r}, whose network draws those of its own",
+            f"name one that grew from it (bash scripts/train_stage_1.sh PRESET --init {cfg.init}) with --autoencoder, "
+            "or take --autoencoder auto for masks of its own size",
+        )
+    print(f"autoencoder: {path}", flush=True)
+    return autoencoder
+
+
+def finished_autoencoder(path: Path, make: str) -> AutoencoderModule:
+    """Of a checkpoint of either stage. Raises CheckpointError where that of stage 1 is not of a finished training."""
     autoencoder = load_autoencoder(path, make)
     if not autoencoder.complete and path.name != LAST and is_complete(path.with_name(LAST)):
-        raise CheckpointError(path, "was kept on the way, and its latents are not measured",
+        raise CheckpointError(path, "was kept on the way, before its training was over",
                               f"name the last one of its training: {path.with_name(LAST)}")  # fmt: skip
     if not autoencoder.complete:
         raise CheckpointError(
             path, "is of a stage-1 training that was not finished",
             f"continue it with: bash scripts/train_stage_1.sh PRESET --train.run-dir {path.parent} --train.resume auto",
         )
-    fitting(path, autoencoder, cfg, f"make one with: {make}")
-    print(f"autoencoder: {path}", flush=True)
     return autoencoder
 
 

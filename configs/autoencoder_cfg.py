@@ -82,12 +82,15 @@ Regulariser = Annotated[KLCfg, subcommand("kl")] | Annotated[VarianceExpansionCf
 
 @dataclass(frozen=True)
 class AutoencoderCfg:
-    """A convolutional VAE; it shrinks the image by 2 at each entry of ``multipliers`` after the first."""
+    """A convolutional VAE; it shrinks images by ``patch``, and by 2 at each of the ``multipliers`` after the first."""
 
     latent_channels: int = 4
     """Channels of the latent."""
+    patch: int = 1
+    """Side of the squares of pixels that the network reads, and answers, as one place: with 4 it takes about as long
+    for masks of 256 pixels as without for masks of 64."""
     width: int = 32
-    """Channels at full size."""
+    """Channels at full size, or of the squares."""
     multipliers: tuple[int, ...] = (1, 2, 4)
     """Channels of each level, as multiples of width."""
     blocks: int = 1
@@ -100,7 +103,7 @@ class AutoencoderCfg:
     """Share of the batches whose latents are turned and shrunk and must decode to masks changed alike (EQ-VAE)."""
 
     def __post_init__(self) -> None:
-        for name in ("latent_channels", "width", "blocks"):
+        for name in ("latent_channels", "patch", "width", "blocks"):
             positive(f"autoencoder.{name}", getattr(self, name))
         require(
             len(self.multipliers) >= 2 and min(self.multipliers, default=0) >= 1,
@@ -119,7 +122,7 @@ class AutoencoderCfg:
     @property
     def factor(self) -> int:
         """How many image pixels lie along one latent pixel."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.patch * 2 ** (len(self.multipliers) - 1)
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,9 @@ class Stage1Cfg:
     """Everything that a stage-1 training needs."""
 
     data: DataCfg = field(default_factory=DataCfg)
+    init: str = ""
+    """A model or stage 1, such as icons, that grows to the size of these masks, a multiple of its own: its latents stay
+    (the encoder sees masks shrunk to its size, in grey), and a decoder learns to draw the larger masks from them."""
     autoencoder: AutoencoderCfg = field(default_factory=AutoencoderCfg)
     optim: OptimCfg = field(default_factory=OptimCfg)
     ema: float = 0.999

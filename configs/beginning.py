@@ -1,7 +1,8 @@
-"""What a stage-2 training begins with: what the model of ``init`` decides, and what cannot be begun at all."""
+"""What a training begins with: what the model of ``init`` decides, and what cannot be begun at all."""
 
 from dataclasses import replace
 
+from configs.autoencoder_cfg import ImportedCfg, Stage1Cfg
 from configs.backbone_cfg import BackboneCfg, UNetCfg
 from configs.checks import ConfigError, require
 from configs.diffusion_cfg import Stage2Cfg
@@ -50,11 +51,25 @@ def require_startable(cfg: Stage2Cfg) -> None:
         )
 
 
-def require_no_autoencoder(cfg: Stage2Cfg) -> None:
-    """Raises ConfigError where an autoencoder is named beside ``init``."""
-    if cfg.autoencoder != "auto":
-        raise ConfigError(f"init is {cfg.init!r}, which brings its own autoencoder: leave autoencoder at auto, "
-                          f"not {cfg.autoencoder!r}")  # fmt: skip
+def grown(cfg: Stage1Cfg, source: Stage1Cfg) -> Stage1Cfg:
+    """``cfg`` with the network of ``source``, the config of the stage 1 that ``cfg.init`` names, for its larger images.
+
+    Raises ConfigError where that cannot grow to them.
+    """
+    ours, theirs = cfg.data, source.data
+    if isinstance(source.autoencoder, ImportedCfg):
+        raise ConfigError(f"init is {cfg.init!r}, whose autoencoder is one of diffusers, which cannot grow: name a "
+                          "model that was trained here")  # fmt: skip
+    require(ours.channels == theirs.channels, "data.channels", ours.channels,
+            f"{theirs.channels}, as init {cfg.init!r} has it")
+    times = max(1, round(ours.image_size / theirs.image_size))
+    require(ours.image_size % theirs.image_size == 0, "data.image_size", ours.image_size,
+            f"a multiple of the {theirs.image_size} pixels of init {cfg.init!r}, such as {times * theirs.image_size}")
+    own = source.autoencoder
+    return replace(cfg, autoencoder=replace(
+        cfg.autoencoder, patch=own.patch * times, latent_channels=own.latent_channels, width=own.width,
+        multipliers=own.multipliers, blocks=own.blocks, regulariser=own.regulariser,
+    ))  # fmt: skip
 
 
 def taken_over(cfg: Stage2Cfg, source: Stage2Cfg) -> Stage2Cfg:

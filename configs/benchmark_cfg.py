@@ -7,7 +7,7 @@ from typing import Literal
 from tyro.conf import Positional
 
 from configs.checks import non_negative, require
-from configs.presets import STAGE_1
+from configs.presets import STAGE_1, STAGE_2
 
 PARTS = (
     "layers", "precision", "objectives", "pipeline", "graphs", "data", "pixels", "generation", "rivals", "memory",
@@ -34,7 +34,8 @@ class BenchmarkCfg:
     """What to measure on; auto takes a GPU where there is one."""
 
     def __post_init__(self) -> None:
-        require(self.preset in STAGE_1, "preset", self.preset, f"one with both stages: {', '.join(STAGE_1)}")
+        both = [name for name in STAGE_1 if not STAGE_2[name]().init]
+        require(self.preset in both, "preset", self.preset, f"one with both stages: {', '.join(both)}")
         for part in self.only:
             require(part in PARTS, "only", part, f"one of {', '.join(PARTS)}")
         non_negative("repeats", self.repeats)

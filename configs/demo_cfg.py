@@ -11,7 +11,8 @@ class DemoCfg:
     """Everything that the page needs."""
 
     checkpoint: str = "icons"
-    """A model that comes with the project (icons, animals, geometry), or the path of a stage-2 checkpoint or export."""
+    """A model that comes with the project (icons, icons256, animals, geometry), or the path of a stage-2 checkpoint or
+    export."""
     host: str = "127.0.0.1"
     """Address to listen on; the default is for this machine alone."""
     port: int = 7860

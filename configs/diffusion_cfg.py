@@ -116,10 +116,11 @@ class Stage2Cfg:
     """Everything that a stage-2 training needs."""
 
     autoencoder: str = "auto"
-    """Stage 1's checkpoint, or a model whose autoencoder is taken (a stage-2 checkpoint, an export, icons, animals or
-    geometry); auto: the newest complete stage 1 of the same data under the runs folder, or that of init."""
+    """Stage 1's checkpoint, or a model whose autoencoder is taken (a stage-2 checkpoint, an export, icons, icons256,
+    animals or geometry); beside init, one that grew from its own (init of stage 1); auto: the newest complete stage 1
+    of the same data under the runs folder, or that of init."""
     init: str = ""
-    """Begin with the weights of this model (a stage-2 checkpoint, an export, icons, animals or geometry); its
+    """Begin with the weights of this model (a stage-2 checkpoint, an export, icons, icons256, animals or geometry); its
     autoencoder, network and text settings are taken over, an encoder of sketches if backbone.sketch asks for one.
     Empty: begin anew."""
     data: DataCfg = field(default_factory=DataCfg)

@@ -13,8 +13,8 @@ class EvaluateCfg(SamplingCfg):
     """Everything that an evaluation needs."""
 
     checkpoint: str
-    """Stage 2's checkpoint or export, or icons, animals or geometry, which come with the project; it names its own
-    data."""
+    """Stage 2's checkpoint or export, or icons, icons256, animals or geometry, which come with the project; it names
+    its own data (those of icons256: tests/icons256.py)."""
     num: int = 0
     """Masks per step count and seed (0: as many as the held-out split has)."""
     steps: tuple[int, ...] = (1, 2, 4, 8, 32, 128)

@@ -11,7 +11,7 @@ class ExportCfg:
     """Everything that an export needs."""
 
     checkpoint: str
-    """Stage 2's checkpoint; or an export, or icons, animals or geometry, which come with the project."""
+    """Stage 2's checkpoint; or an export, or icons, icons256, animals or geometry, which come with the project."""
     format: Literal["safetensors", "onnx", "pt2"] = "safetensors"
     """safetensors: weights and config, for this project. onnx or pt2 (torch.export): text projection, network steps and
     decoder as a graph for any program, checked against the model and timed beside it."""

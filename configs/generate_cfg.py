@@ -16,8 +16,9 @@ class GenerateCfg(SamplingCfg):
     """Everything that a generation needs."""
 
     checkpoint: str = "icons"
-    """A model that comes with the project (icons: anything, 64 px; animals: ten of them, 32 px; geometry: prompts such
-    as "two small round blobs, left", 64 px), or the path of a stage-2 checkpoint or export."""
+    """A model that comes with the project (icons: anything, 64 px; icons256: the same, 256 px; animals: ten of them,
+    32 px; geometry: prompts such as "two small round blobs, left", 64 px), or the path of a stage-2 checkpoint or
+    export."""
     prompt: Annotated[tuple[str, ...], UseAppendAction] = ()
     """What to draw; give it several times for several prompts ("" asks for nothing in particular)."""
     prompts_file: str = ""

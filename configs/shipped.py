@@ -6,7 +6,7 @@ from configs.checks import ConfigError
 from configs.whole_file import PARTS_ABOUT
 
 FOLDER = Path(__file__).parents[1] / "models" / "shipped"
-SHIPPED = {name: FOLDER / f"{name}.safetensors" for name in ("icons", "animals", "geometry")}
+SHIPPED = {name: FOLDER / f"{name}.safetensors" for name in ("icons", "icons256", "animals", "geometry")}
 
 
 def checkpoint_path(name: str) -> Path:

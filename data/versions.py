@@ -5,7 +5,7 @@ import numpy as np
 from data.fit import area_resize
 from data.masks import MaskSet
 from metrics.components import label
-from metrics.geometry import recaptioned
+from metrics.geometry import SPECK, recaptioned
 from metrics.planes import SQUARE
 
 _RESIZE = 1.4  # at most so many times larger or smaller
@@ -26,6 +26,12 @@ def with_versions(masks: MaskSet, number: int, seed: int) -> MaskSet:
     return MaskSet(np.concatenate(images), prompts, masks.names * number)
 
 
+def pieces(planes: np.ndarray, pixels: int) -> int:
+    """Pieces of masks [1,h,w] of 0/1, without what is a speck in an image of so many pixels (see metrics.geometry)."""
+    labels, _ = label(planes > 0, SQUARE)
+    return int((np.bincount(labels.ravel())[1:] >= SPECK * pixels).sum())
+
+
 def moved(mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     """One version of a mask [H,W] of 0/1, in as many pieces: what its drawn size would break is only moved. An empty
     one stays."""
@@ -37,7 +43,7 @@ def moved(mask: np.ndarray, draw: np.random.Generator) -> np.ndarray:
     factor = np.exp(draw.uniform(-1, 1) * np.log(_RESIZE))
     sides = np.maximum(1, np.round(size * min(factor, (frame / size).min()))).astype(int)
     resized = area_resize(piece, *sides)
-    if label(resized > 0, SQUARE)[1] != label(piece > 0, SQUARE)[1]:  # lines of a pixel break when they shrink
+    if pieces(resized, mask.size) != pieces(piece, mask.size):  # lines of a pixel break when they shrink
         resized = piece
     height, width = resized.shape[1:]
     y, x = (int(draw.integers(0, room + 1)) for room in frame - (height, width))

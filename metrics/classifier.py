@@ -16,6 +16,7 @@ from configs.whole_file import write_whole
 
 FORMAT = 1
 FEATURES = 64
+LARGEST = 64
 PAUSE_EVERY = 50
 
 
@@ -35,7 +36,8 @@ class MaskClassifier(nn.Module):
         self.head = nn.Linear(FEATURES, len(self.labels))
 
     def features(self, x: Tensor) -> Tensor:
-        """[B,1,H,W] masks of 0 and 1 -> [B,64]."""
+        """[B,1,H,W] masks of 0 and 1 -> [B,64]; larger ones are seen as grey ones of LARGEST pixels a side."""
+        x = F.adaptive_avg_pool2d(x, LARGEST) if x.shape[-1] > LARGEST else x
         h = self.body(x * 2 - 1)                                                # [B,96,H/8,W/8]
         h = F.adaptive_avg_pool2d(h, 2)                                         # [B,96,2,2]
         return self.squeeze(h.flatten(1))

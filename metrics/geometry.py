@@ -23,8 +23,8 @@ from metrics.components import label
 from metrics.grammar import COUNTS, NOTHING, PLACES, SHAPES, SIZES, WORDS, Geometry, parse
 from metrics.planes import PLUS, SQUARE, as_planes
 
-_CHUNK = 1024  # masks labelled at once
-_SPECK = 1 / 1000
+_CHUNK = 2**22  # pixels labelled at once
+SPECK = 1 / 1000
 _SIZE_EDGES = (1 / 25, 4 / 25)
 _PLACE_EDGES = (2 / 5, 3 / 5)
 _HOLLOW, _LONG, _ROUND = 1 / 10, 2.0, 9 / 10
@@ -32,7 +32,8 @@ _HOLLOW, _LONG, _ROUND = 1 / 10, 2.0, 9 / 10
 
 def describe(masks: Tensor) -> list[Geometry]:
     """The geometry of each of masks [N,H,W] or [N,1,H,W]."""
-    return [geometry for part in masks.split(_CHUNK) for geometry in _described(as_planes(part))]
+    some = max(1, _CHUNK // max(1, masks.shape[-2:].numel()))
+    return [geometry for part in masks.split(some) for geometry in _described(as_planes(part))]
 
 
 def _described(planes: NDArray[np.bool_]) -> Iterator[Geometry]:
@@ -57,7 +58,7 @@ def _described(planes: NDArray[np.bool_]) -> Iterator[Geometry]:
     shapes = np.select([is_hollow, is_long, is_round], [0, 1, 2], 3)            # [pieces] index into SHAPES
     owner = np.zeros(pieces, np.int64)
     owner[own] = plane
-    kept = area >= _SPECK * height * width
+    kept = area >= SPECK * height * width
     for i in range(n):
         mine = np.flatnonzero(kept & (owner == i))
         if not len(mine):
@@ -124,8 +125,8 @@ def _holes(planes: NDArray[np.bool_], labels: NDArray[np.int64], pieces: int) ->
     inner = holes[:, 1:-1, 1:-1].copy()
     inner[np.isin(inner, outside)] = 0
     areas = np.bincount(inner.ravel(), minlength=number + 1)
-    numbers, first = np.unique(inner, return_index=True)
-    numbers, first = numbers[numbers > 0], first[numbers > 0]
-    plane, y, x = np.unravel_index(first, inner.shape)
+    at = np.flatnonzero(inner)
+    numbers, first = np.unique(inner.ravel()[at], return_index=True)
+    plane, y, x = np.unravel_index(at[first], inner.shape)
     around = labels[plane, y - 1, x] - 1                                        # its piece is above its first pixel
     return np.bincount(around, areas[numbers], minlength=pieces).astype(float)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from configs.run_folder import go_on, parted
+from configs.shipped import SHIPPED
 from configs.whole_file import file_hash, write_text
 from metrics.curves import Points, line_chart
 from metrics.pictures import Picture, kept_pictures
@@ -289,7 +290,11 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
             ("make one file to share", f"{python} scripts.export --checkpoint {last}"),
         ]
     else:
-        found.append(("train stage 2 on it", f"bash scripts/train_stage_2.sh {preset} --autoencoder {last}"))
+        grown = ""
+        if begun := cfg.get("init"):  # configs of older trainings have none
+            model = shlex.quote(begun) if begun in SHIPPED else "MODEL"
+            grown = f" --init {model} --data.image-size {cfg['data']['image_size']}"
+        found.append(("train stage 2 on it", f"bash scripts/train_stage_2.sh {preset}{grown} --autoencoder {last}"))
     found.append(("write this page anew", f"{python} scripts.report {shlex.quote(folder)}"))
     return "".join(f"<p>{label}</p><pre>{escape(line)}</pre>" for label, line in found)
 

@@ -18,6 +18,8 @@ from torch import Tensor
 from metrics.components import count_components, count_holes
 from metrics.planes import as_planes
 
+_CHUNK = 2**24  # pixels looked at at once
+
 
 def shape_statistics(masks: Tensor) -> dict[str, Tensor]:
     """The statistics above, [N] float64 each, of masks [N,H,W] or [N,1,H,W].
@@ -25,6 +27,12 @@ def shape_statistics(masks: Tensor) -> dict[str, Tensor]:
     Raises:
         ValueError: masks of another shape.
     """
+    some = max(1, _CHUNK // max(1, masks.shape[-2:].numel()))
+    parts = [_statistics(part) for part in masks.split(some)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _statistics(masks: Tensor) -> dict[str, Tensor]:
     planes = as_planes(masks)
     moments = _moments(planes)
     return {

@@ -7,6 +7,7 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d
 
 from metrics import geometry
 from metrics.coverage import density_coverage, precision_recall
@@ -19,6 +20,8 @@ from metrics.retrieval import retrieval_accuracy
 from metrics.sets import mean_pairwise_iou
 from metrics.shape import shape_distances
 
+SEARCHED = 64
+"""Pixels a side to which larger masks are shrunk before their nearest training masks are looked for."""
 FEWEST_FOR_BALLS = 6  # density and coverage look at the fifth neighbour
 CANDIDATES = 100
 
@@ -41,7 +44,11 @@ class Yardstick:
     @cached_property
     def held_out_best(self) -> Tensor:
         """[n] best IoU of held-out masks with any training mask."""
-        return best_match(spread_out(self.held_out, self.search), self.training)[0]
+        return best_match(searched(spread_out(self.held_out, self.search)), self.training_searched)[0]
+
+    @cached_property
+    def training_searched(self) -> Tensor:
+        return searched(self.training)
 
     def frechet(self, masks: Tensor) -> float:
         """Squared Frechet distance of masks [K,H,W] to the held-out ones."""
@@ -60,7 +67,7 @@ class Yardstick:
         """Median best IoU of masks [K,H,W] with training masks, and the share above the held-out's 99th percentile."""
         if not self.search:
             return {}
-        best, _ = best_match(spread_out(masks, self.search), self.training)
+        best, _ = best_match(searched(spread_out(masks, self.search)), self.training_searched)
         found = memorisation(best, self.held_out_best)
         return {"memorised": found["median"], "memorised_above": found["share_above"]}
 
@@ -86,6 +93,14 @@ class Yardstick:
         except ValueError:  # fewer than 100 different captions
             return found
         return found | {"retrieval": share}
+
+
+def searched(masks: Tensor) -> Tensor:
+    """Masks [N,H,W] as they are looked for: larger ones shrunk by area to SEARCHED pixels a side."""
+    if masks.shape[-1] <= SEARCHED or not len(masks):
+        return masks
+    parts = (adaptive_avg_pool2d(part.float(), SEARCHED) >= 0.5 for part in masks.split(256))
+    return torch.cat([part.to(masks.dtype) for part in parts])
 
 
 def spread_out(masks: Tensor, most: int) -> Tensor:

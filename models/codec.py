@@ -10,6 +10,8 @@ from models import build_vae
 from models.ema import frozen_twin
 from models.vae import Posterior
 
+ROUNDED = 2**-8  # on average an export in bfloat16 is nearer to what it was
+
 
 class Autoencoder(nn.Module):
     """The VAE and its averaged twin; ``to_latent`` and ``to_pixels`` are what stage 2 uses.
@@ -49,6 +51,14 @@ class Autoencoder(nn.Module):
     def to_pixels(self, z: Tensor) -> Tensor:
         """Normalised latent [B,Cz,h,w] -> logits [B,C,H,W]; undoes the normalisation of :meth:`to_latent` exactly."""
         return self.average.decode(z * self.latent_std + self.latent_mean)
+
+    def shares_latents(self, other: Autoencoder) -> bool:
+        """Whether a network that draws latents of ``other`` draws latents of this one: one has grown from the other."""
+        one, two = ({"mean": own.latent_mean, "std": own.latent_std} | own.average.reading() for own in (self, other))
+        return self.latent_shape == other.latent_shape and one.keys() == two.keys() and all(
+            value.shape == two[name].shape and (value - two[name]).abs().mean() <= ROUNDED * value.abs().mean()
+            for name, value in one.items()
+        )
 
     def perceptual_error(self, answer: Tensor, wanted: Tensor) -> Tensor:
         """Error [B] of normalised latents [B,Cz,h,w] in the decoder's features; ``wanted`` gets no gradient.

@@ -30,6 +30,7 @@ class ImportedVAE(VAE):
 
     def __init__(self, cfg: ImportedCfg, image_channels: int) -> None:
         nn.Module.__init__(self)
+        self.patch = 1
         self.net = autoencoder_kl().from_config(json.loads(cfg.config))
         self.image_channels = image_channels
 
@@ -62,3 +63,7 @@ class ImportedVAE(VAE):
             for hook in hooks:
                 hook.remove()
         return [*found, PROBABILITY_SCALE * torch.clamp(p, 0, 1)]
+
+    def reading(self) -> dict[str, Tensor]:
+        """See :meth:`VAE.reading`."""
+        return dict(self.net.state_dict())

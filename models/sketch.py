@@ -47,6 +47,12 @@ class SketchEncoder(nn.Module):
         return found
 
 
+def looked_at(masks: Tensor, side: int) -> Tensor:
+    """Masks [B,1,H,W] of 0 and 1, no larger than an encoder of sketches looks at them beside latents of ``side``."""
+    most = CELL * side
+    return masks if masks.shape[-1] <= most else (F.adaptive_avg_pool2d(masks, most) >= 0.5).to(masks)
+
+
 def rough_sketch(masks: Tensor) -> Tensor:
     """What somebody might draw to ask for masks [B,1,H,W] of 0 and 1: [B,1,H,W] of 0 and 1, by torch's random stream.
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def read_sketch(cfg: GenerateCfg, module: Any) -> tuple[Tensor | None, dict[str, Any]]:
-    """The sketch [1,1,H,W] that ``cfg`` names, at the size of the model's masks, and what is said of it in files.
+    """The sketch [1,1,h,w] that ``cfg`` names, at the size that the model looks at, and what is said of it in files.
 
     Raises:
         DataError: a file that is no readable image.
@@ -36,19 +36,20 @@ def read_sketch(cfg: GenerateCfg, module: Any) -> tuple[Tensor | None, dict[str,
 
 
 def make_sketch(given: np.ndarray, name: str, module: Any) -> Tensor:
-    """A sketch [H,W] of 0/1 as the model reads it: [1,1,H,W]. Raises ConfigError (see ``read_sketch``).
+    """A sketch [H,W] of 0/1 as the model reads it: [1,1,h,w]. Raises ConfigError (see ``read_sketch``).
 
     If most of its frame is bright, it is dark on bright, and is turned round.
     """
     import torch
 
     from data.fit import fit_masks
+    from models.sketch import CELL
 
     frame = np.concatenate([given[0], given[-1], given[:, 0], given[:, -1]])
     drawn = 1 - given if frame.mean() > 0.5 else given
     if not drawn.any():
         raise ConfigError(f"sketch is {name!r}, but nothing is drawn in it: draw what the masks should follow")
-    size = module.cfg.data.image_size
+    size = min(module.cfg.data.image_size, CELL * module.latent_shape[-1])
     fitted = fit_masks(thickened(drawn, size)[None], size)
     if not fitted.any():
         raise ConfigError(f"sketch is {name!r}, but nothing of it is left at {size}x{size} pixels: draw it larger")

@@ -122,10 +122,12 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
         # Real masks judged as if they were generated: as many, of the same prompts. What says whether they are
         # copies, or what their prompts say, is taken from the held-out masks, which no network has seen.
         others = seen[reals_like(train.prompts, prompts, generator)]
-        sketches = sketches_of(real[order], cfg.seed + repeat) if cfg.sketches else None  # [N,1,H,W]
+        sketches = None
+        if cfg.sketches:
+            sketches = sketches_of(real[order], module.latent_shape[-1], cfg.seed + repeat)  # [N,1,h,w]
         floors.append(
             yardstick.distances(others) | yardstick.memorised(real) | own
-            | ({} if sketches is None else {"sketch_iou": float(iou(sketches[:, 0], real[order]).mean())})
+            | ({} if sketches is None else {"sketch_iou": float(iou(enlarged_to(sketches, real), real[order]).mean())})
         )
         seeds = [(cfg.seed + repeat) * 10**6 + i for i in range(num)]
         for way, results in zip(ways, rows, strict=True):
@@ -150,15 +152,23 @@ def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -
     }
 
 
-def sketches_of(masks: Tensor, seed: int) -> Tensor:
-    """Sketches [N,1,H,W] of masks [N,H,W]; the stream of random numbers is left where it was."""
+def sketches_of(masks: Tensor, side: int, seed: int) -> Tensor:
+    """Sketches [N,1,h,w] of masks [N,H,W] for latents of ``side``; the stream of random numbers is left where it was.
+    """
     import torch
 
-    from models.sketch import rough_sketch
+    from models.sketch import looked_at, rough_sketch
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return rough_sketch(masks[:, None].float())
+        return rough_sketch(looked_at(masks[:, None].float(), side))
+
+
+def enlarged_to(sketches: Tensor, masks: Tensor) -> Tensor:
+    """Sketches [N,1,h,w] at the size of masks [M,H,W]: [N,H,W]."""
+    from torch.nn.functional import interpolate
+
+    return interpolate(sketches, masks.shape[-2:])[:, 0]
 
 
 def sketch_grid(module: Any, held_out: MaskSet, cfg: EvaluateCfg) -> Image:
@@ -170,7 +180,7 @@ def sketch_grid(module: Any, held_out: MaskSet, cfg: EvaluateCfg) -> Image:
 
     order = draw_order(len(held_out), min(SKETCHED, len(held_out)), torch.Generator().manual_seed(cfg.seed))
     real, prompts = torch.from_numpy(held_out.images[order]), [held_out.prompts[i] for i in order]
-    sketches = sketches_of(real, cfg.seed)
+    sketches = sketches_of(real, module.latent_shape[-1], cfg.seed)
     sampler = build_sampler_for(module.cfg.sampler, cfg.sampler, cfg.eta)
     way = min(recipes(sampler, cfg.steps, None, cfg), key=lambda way: way.steps)
     device, drawn = choose_device(cfg.accelerator), []

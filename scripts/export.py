@@ -130,7 +130,7 @@ def without_places(about: dict[str, Any]) -> dict[str, Any]:
     nowhere = {"run_dir": "", "resume": "none"}
     stage_1, stage_2 = about["autoencoder"], about["config"]
     return about | {
-        "autoencoder": stage_1 | {"train": stage_1["train"] | nowhere},
+        "autoencoder": stage_1 | {"init": "", "train": stage_1["train"] | nowhere},
         "config": stage_2 | {"autoencoder": "auto", "init": "", "train": stage_2["train"] | nowhere},
     }
 

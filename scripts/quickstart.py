@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from data.masks import MaskSet
 
 PROMPTS, EACH = 8, 8  # rows and columns of the picture
+SAMPLE = 1000  # masks at most that are looked at for the size that they want
 LEAST_JUDGED, JUDGED = 64, 256  # masks per step count: the more, the more time is kept for judging
 LEAST_STEPS, STEPS = 50, 500  # of the training of the classifier that judges, likewise
 FEWEST = 50  # masks in the folder, for its held-out tenth to say something
@@ -51,7 +52,7 @@ def quickstart(cfg: QuickstartCfg) -> Path:
     out = free_folder(cfg.out)
     on_gpu = torch.cuda.is_available()
     print("== 1 of 4: the masks", flush=True)
-    if not check(CheckDataCfg(cfg.data, image_size=largest(on_gpu)), "--data"):
+    if not check(CheckDataCfg(cfg.data, image_size=SIZES[-2]), "--data"):
         raise ConfigError(f"{cfg.data} cannot be trained on: see above")
     stage_1, stage_2, prompts = choose(cfg, on_gpu)
     out.mkdir(parents=True, exist_ok=True)
@@ -59,7 +60,8 @@ def quickstart(cfg: QuickstartCfg) -> Path:
     from trainer import train_stage_1, train_stage_2  # after what can be refused: Lightning takes seconds to import
 
     if stage_1 is None:
-        print(f"== 2 of 4: stage 1 is that of {stage_2.init}, which comes with the project", flush=True)
+        brought = stage_2.init if stage_2.autoencoder == "auto" else stage_2.autoencoder
+        print(f"== 2 of 4: stage 1 is that of {brought}, which comes with the project", flush=True)
     else:
         print(f"== 2 of 4: stage 1, for {stage_1.train.max_minutes:.1f} minutes", flush=True)
         train_stage_1(replace(stage_1, train=replace(stage_1.train, run_dir=str(out / "stage1"))), "quickstart")
@@ -95,16 +97,19 @@ def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg | None, Stage2Cf
     """The configs that the rules give and all prompts, after a folder without captions got some; prints the choice."""
     import numpy as np
 
-    from data.folder import list_images, read_folder
+    from data.folder import list_images, read_folder, read_listed
     from metrics.geometry import are_captions
     from models.text import TextEncoder
     from scripts.caption_masks import caption
 
     source = FolderSource(cfg.data)
-    found = read_folder(cfg.data, "--data", "", DataCfg(source, image_size=largest(on_gpu)))
-    facts = Facts(len(found.fitted), crisp_shares(np.stack([item.image for item in found.fitted])), 0, on_gpu)
-    stage_1, stage_2 = own_masks(cfg.data, facts, cfg.minutes)
+    found = read_folder(cfg.data, "--data", "", DataCfg(source, image_size=SIZES[-2]))
     listed = [item.listed for item in found.fitted]
+    chosen = np.random.default_rng(0).permutation(len(listed))[:SAMPLE]
+    some = read_listed(found.root, [listed[i] for i in chosen], [], [], DataCfg(source, image_size=SIZES[-1])).fitted
+    sides = np.array([max(item.height, item.width) for item in some])
+    facts = Facts(len(listed), crisp_shares(np.stack([item.image for item in some]), sides), 0, on_gpu)
+    stage_1, stage_2 = own_masks(cfg.data, facts, cfg.minutes)
     if not any(item.captioned for item in listed):
         caption(CaptionMasksCfg(cfg.data, stage_2.data.image_size))
         listed, _, _ = list_images(found.root, "")
@@ -127,21 +132,17 @@ def choose(cfg: QuickstartCfg, on_gpu: bool) -> tuple[Stage1Cfg | None, Stage2Cf
     return stage_1, stage_2, prompts
 
 
-def largest(on_gpu: bool) -> int:
-    """The largest image size that may be chosen, at which the folder is read."""
-    return SIZES[-1] if on_gpu else SIZES[-2]
-
-
-def crisp_shares(masks: np.ndarray) -> dict[int, float]:
-    """Smaller image size -> share of masks [N,H,W] that are crisp at it: see CRISP."""
+def crisp_shares(masks: np.ndarray, sides: np.ndarray) -> dict[int, float]:
+    """Image size below the largest -> share of masks [N,H,W] of that one that are crisp at it (see CRISP), or whose
+    files have no longer ``sides`` [N]."""
     from data.fit import fit_masks
 
     size = masks.shape[1]
     shares = {}
-    for smaller in (own for own in SIZES if own < size):
+    for smaller, kept in CRISP.items():
         back = fit_masks(fit_masks(masks, smaller), size)
         both, either = (masks & back).sum((1, 2)), (masks | back).sum((1, 2))
-        shares[smaller] = float((both >= CRISP * either).mean())
+        shares[smaller] = float(((both >= kept * either) | (sides <= smaller)).mean())
     return shares
 
 

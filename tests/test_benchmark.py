@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def test_presets_without_a_stage_1_of_their_own_are_refused() -> None:
-    for preset in ("animals-one-step", "icons-sketch"):
+    for preset in ("animals-one-step", "icons-sketch", "icons256"):
         with pytest.raises(ConfigError, match="but it must be one with both stages: animals-tiny, "):
             BenchmarkCfg(preset)
 

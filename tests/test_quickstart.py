@@ -36,7 +36,6 @@ ROOT = Path(__file__).parents[1]
         (Facts(3, {32: 1.0}, 33, False), (32, 4, 2, 16, 64, 64)),
         (Facts(10**6, {32: 1.0}, 300, False), (32, 4, 2, 128, 64, 64)),
         (Facts(512, {32: 1.0, 64: 1.0}, 16, True), (32, 2, 4, 128, 96, 16)),
-        (Facts(10**6, {32: 0.0, 64: 0.0}, 16, True), (128, 8, 8, 512, 96, 16)),
     ],
 )
 def test_the_rules_are_those_of_their_docstring(facts: Facts, expected: tuple[int, ...]) -> None:
@@ -57,18 +56,22 @@ def test_the_rules_are_those_of_their_docstring(facts: Facts, expected: tuple[in
     assert from_dict(Stage2Cfg, json.loads(json.dumps(to_dict(stage_2)))) == stage_2
 
 
-@pytest.mark.parametrize(("facts", "batch", "versions", "init"), [
-    (Facts(450, {32: 0.89}, 17, False), 64, 1, "icons"),
-    (Facts(100, {32: 0.89}, 17, False, from_geometry=True), 64, 24, "geometry"),
-    (Facts(4096, {32: 0.0, 64: 0.9}, 16, True, from_geometry=True), 512, 2, "geometry"),
+@pytest.mark.parametrize(("facts", "size", "batch", "versions", "init", "autoencoder"), [
+    (Facts(450, {32: 0.89, 64: 0.9}, 17, False), 64, 64, 1, "icons", "auto"),
+    (Facts(100, {32: 0.89, 64: 0.9}, 17, False, from_geometry=True), 64, 64, 24, "geometry", "auto"),
+    (Facts(4096, {32: 0.0, 64: 0.9}, 16, True, from_geometry=True), 64, 512, 2, "geometry", "auto"),
+    (Facts(450, {32: 0.89, 64: 0.89}, 17, False), 256, 64, 1, "icons256", "auto"),
+    (Facts(100, {32: 0.89, 64: 0.0}, 17, False, from_geometry=True), 256, 64, 24, "geometry", "icons256"),
+    (Facts(10_000, {32: 0.0, 64: 0.0}, 16, True), 256, 512, 1, "icons256", "auto"),
+    (Facts(10_001, {32: 0.0, 64: 0.0}, 16, True), 64, 512, 1, "icons", "auto"),
 ])  # fmt: skip
-def test_at_64_pixels_both_stages_of_a_model_are_the_beginning(
-    facts: Facts, batch: int, versions: int, init: str
+def test_from_64_pixels_on_both_stages_of_a_model_are_the_beginning(
+    facts: Facts, size: int, batch: int, versions: int, init: str, autoencoder: str
 ) -> None:
     stage_1, stage_2 = own_masks("masks", facts, 20.0)
     assert stage_1 is None
-    assert (stage_2.init, stage_2.autoencoder) == (init, "auto")
-    assert stage_2.data.image_size == 64
+    assert (stage_2.init, stage_2.autoencoder) == (init, autoencoder)
+    assert stage_2.data.image_size == size
     assert (stage_2.data.batch_size, stage_2.data.augment.versions) == (batch, versions)
     assert stage_2.train.max_minutes == pytest.approx(17)
     assert (stage_2.optim.muon_lr > 0) == (not facts.on_gpu)
@@ -91,11 +94,15 @@ def test_the_autoencoder_of_icons_rebuilds_drawings_that_it_never_saw() -> None:
 
 
 def test_a_mask_is_crisp_where_shrinking_and_enlarging_keeps_it() -> None:
-    blocks = np.kron(np.eye(16, dtype=np.uint8), np.ones((4, 4), np.uint8))  # of 2x2 pixels at 32
-    lines = np.zeros((64, 64), np.uint8)
-    lines[::8] = 1  # half a pixel at 32
-    assert quickstart.crisp_shares(np.stack([blocks, blocks, blocks, lines])) == {32: 0.75}
-    assert quickstart.crisp_shares(np.zeros((1, 128, 128), np.uint8)) == {32: 1.0, 64: 1.0}
+    blocks = np.kron(np.eye(16, dtype=np.uint8), np.ones((16, 16), np.uint8))  # of 2x2 pixels at 32
+    lines = np.zeros((256, 256), np.uint8)
+    lines.reshape(8, 32, 256)[:, :4] = 1  # half a pixel at 32, one at 64
+    y, x = np.mgrid[:256, :256]
+    disk = ((y - 128) ** 2 + (x - 128) ** 2 < 900).astype(np.uint8)  # its outline wants more than 64
+    masks, large = np.stack([blocks, blocks, disk, lines]), np.full(4, 500)
+    assert quickstart.crisp_shares(masks, large) == {32: 0.75, 64: 0.75}
+    assert quickstart.crisp_shares(masks, np.array([500, 500, 60, 28])) == {32: 1.0, 64: 1.0}  # no more is in the files
+    assert quickstart.crisp_shares(np.zeros((1, 256, 256), np.uint8), large[:1]) == {32: 1.0, 64: 1.0}
 
 
 @pytest.mark.parametrize("wrong", [{"data": " "}, {"data": "masks", "minutes": 0.0}])

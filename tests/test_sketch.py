@@ -341,7 +341,7 @@ def test_the_model_icons_follows_a_sketch() -> None:
     way, cpu = Recipe(model.sampler, 1), torch.device("cpu")
     followed, alone = (
         float(iou(draw(model, prompts, seeds, replace(way, sketch=sketch), cpu)[:, 0] > 0.5, real > 0).mean())
-        for sketch in (sketches_of(real, 0), None)
+        for sketch in (sketches_of(real, 16, 0), None)
     )
     assert followed > 0.5
     assert followed > alone + 0.1  # 0.71 and 0.52

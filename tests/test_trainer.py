@@ -157,7 +157,7 @@ def test_stage_2_refuses_what_is_no_finished_stage_1(stage_1: Path, tmp_path: Pa
     assert "no complete stage-1 training" in missing
     assert "bash scripts/train_stage_1.sh" in missing
     mistyped = refusal(2, tmp_path / "b", "--autoencoder", "animal")
-    assert "name icons, animals, geometry or a last.ckpt of yours" in mistyped
+    assert "name icons, icons256, animals, geometry or a last.ckpt of yours" in mistyped
     assert "bash scripts/train_stage_1.sh" in mistyped
     earlier = refusal(2, tmp_path / "c", "--autoencoder", str(stage_1 / "best.ckpt"))
     assert f"name the last one of its training: {stage_1 / 'last.ckpt'}" in earlier

@@ -74,7 +74,7 @@ def stage_1_step(
     module = AutoencoderModule(cfg).train().to(device)
     x = torch.rand(cfg.data.batch_size, cfg.data.channels, cfg.data.image_size, cfg.data.image_size, device=device)
     x = x.round()
-    module.to(memory_format=faster_format(layout, module.vae.encoder, (x,), bf16))
+    module.to(memory_format=faster_format(layout, module.vae.encoder, (module.vae.squares(x),), bf16))
 
     def loss(when: When) -> Tensor:
         with autocast(bf16, device):
