@@ -198,9 +198,9 @@ def stage2_icons_critic() -> Stage2Cfg:
 
 
 def stage2_icons256() -> Stage2Cfg:
-    """The model icons on the latents of icons of 256 pixels, after stage 1 of this name: a quarter of an hour on two
+    """The model icons on the latents of icons of 256 pixels, after stage 1 of this name: half an hour on two
     cores."""
-    train = TrainerCfg(max_steps=600, val_every=200, quality=0)
+    train = TrainerCfg(max_steps=1000, val_every=250, quality=0)
     return replace(stage2_icons_critic(), init="icons", data=ICONS256, train=train)
 
 
