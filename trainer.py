@@ -268,7 +268,7 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
         cfg = replace(cfg, init=begun.init)  # which decides what learns
         cfg = grown(cfg, begun) if cfg.init else cfg
     elif cfg.init:
-        source = finished_autoencoder(checkpoint_path(cfg.init), "a whole stage 1")
+        source = finished_autoencoder(checkpoint_path(cfg.init), "bash scripts/train_stage_1.sh PRESET")
         cfg = told(cfg, grown(cfg, source.cfg))
     run_dir, data = start(cfg, f"{name}-stage1", "autoencoder")
     module, rows = AutoencoderModule(cfg, data_fingerprint(cfg.data)).with_judges(), cfg.data.batch_size

@@ -2,7 +2,7 @@
 
     npm pack @iconify/json@2.2.535 && tar xzf iconify-json-2.2.535.tgz package/json
     .venv/bin/python -m pip install resvg-py
-    .venv/bin/python -m tests.icons256 package/json .     # writes icons256-train and icons256-test; half an hour
+    .venv/bin/python -m tests.icons256 package/json .     # writes icons256-train and icons256-test
 
 Each stored icon tells its set, not its name there: it is looked for among all icons of the set, framed alike (the
 longer side of what is drawn is 7/8 of the frame, in its middle) and shrunk. What is not found again (IoU below 0.9) is

@@ -208,6 +208,12 @@ def test_a_training_that_goes_on_learns_what_it_began_to(model: Path, tmp_path: 
     assert cfg.autoencoder.loss.dice == 0.5
 
 
+def test_a_model_that_is_not_there_cannot_grow(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        train_stage_1(["animals-tiny", "--init", str(tmp_path / "nope.ckpt"), *QUICK])
+    assert "a last.ckpt of yours, or make one with: bash scripts/train_stage_1.sh PRESET" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", ["best.ckpt", "last.ckpt"])
 def test_what_was_not_finished_cannot_grow(
     name: str, tiny_autoencoder: AutoencoderModule, tmp_path: Path, capsys: pytest.CaptureFixture[str]
