@@ -289,8 +289,8 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
 
 
 def find_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> Path | None:
-    """The stage-1 checkpoint that ``cfg.autoencoder`` names, or the newest complete one of the same data; None for that
-    of ``source``, the model that ``cfg.init`` names.
+    """The stage-1 checkpoint that ``cfg.autoencoder`` names, or the newest complete one of the same data; beside
+    ``source``, the model that ``cfg.init`` names, one that grew from its own, or None for its own.
 
     Raises:
         CheckpointError: there is none.
@@ -301,7 +301,11 @@ def find_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> P
     if source is not None and source.autoencoder.cfg.data.image_size == cfg.data.image_size:
         return None
     wanted = data_fingerprint(cfg.data)
-    newest = newest_complete(cfg.train.runs, "autoencoder", wanted)
+
+    def fits(path: Path) -> bool:
+        return source is None or load_autoencoder(path).shares_latents(source.autoencoder)
+
+    newest = newest_complete(cfg.train.runs, "autoencoder", wanted, fits)
     if newest is None and source is None:
         if isinstance(cfg.data.source, FolderSource):
             find_folder(cfg.data.source.train, "--data.source.train")

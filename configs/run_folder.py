@@ -6,6 +6,7 @@ import os
 import platform
 import shlex
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -201,8 +202,10 @@ def versions() -> dict[str, str]:
     return found
 
 
-def newest_complete(runs: str, kind: str, data: str) -> Path | None:
-    """The newest checkpoint of a complete training of this kind and data set below ``runs``, or None."""
+def newest_complete(
+    runs: str, kind: str, data: str, fits: Callable[[Path], bool] = lambda path: True
+) -> Path | None:
+    """The newest checkpoint of a complete training of this kind and data set below ``runs`` that ``fits``, or None."""
     found = []
     for about in Path(runs).glob("**/run.json"):
         with contextlib.suppress(*NO_RUN):
@@ -210,4 +213,5 @@ def newest_complete(runs: str, kind: str, data: str) -> Path | None:
             path = about.parent / run["checkpoint"]
             if (run["kind"], run["data"], run["status"]) == (kind, data, "complete") and path.exists():
                 found.append(path)
-    return max(found, key=lambda path: path.stat().st_mtime, default=None)
+    newest_first = sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in newest_first if fits(path)), None)

@@ -177,7 +177,8 @@ def test_a_training_grows_a_model_and_its_stage_2_goes_on(
     runs = tmp_path / "runs"
     runs.mkdir()
     args = ["animals-tiny", "--init", str(model), "--data.image-size", "64", "--train.runs", str(runs), *QUICK]
-    with pytest.raises(SystemExit):
+    train_stage_1(["animals-tiny", "--data.image-size", "64", "--train.run-dir", str(runs / "stranger"), *QUICK])
+    with pytest.raises(SystemExit):  # a newer stage 1 of these masks, with latents of its own, is none to go on with
         train_stage_2([*args, "--train.run-dir", str(two)])
     assert "or let it grow to a multiple of its size first: bash scripts/train_stage_1.sh" in capsys.readouterr().err
     args += ["--optim.lr", "1e-12", "--optim.muon-lr", "1e-12", "--train.quality", "0", "--train.run-dir", str(two)]
