@@ -115,7 +115,8 @@ def export_graph(source: Path, out: Path, cfg: ExportCfg) -> dict[str, Any]:
     told = write_graph(module, out, cfg.steps)
     if module.reader is not None:
         print("not in the graph: the reader, which corrects masks of captions of geometry here")
-    print(f"largest difference from the model: {told['largest_error']:.1e} of a probability")
+    print(f"difference from the model's probabilities: {told['rms_error']:.1e} in root mean square, "
+          f"{told['largest_error']:.1e} at most")  # fmt: skip
     for rows, times in told["milliseconds"].items():
         spoken = ", ".join(f"{name} {ms} ms" for name, ms in times.items())
         print(f"{rows.replace('_', ' ').replace('1 masks', '1 mask')} in {cfg.steps} step(s) on {told['threads']} "

@@ -19,7 +19,10 @@ from models.text import Condition
 from samplers import Guidance
 
 INPUTS = ("noise", "tokens", "keep")
-TOLERANCE = 1e-4  # of probabilities
+TOLERANCE = 3e-5
+"""Root mean square difference of a mask's probabilities. Rounding alone moves those of the models that come with the
+project by up to 1e-5, and single pixels near the threshold by 1e-3: of 65,536 there is always one.
+"""
 OPSET = 20
 
 
@@ -86,7 +89,7 @@ def write_graph(module: Any, path: Path, steps: int) -> dict[str, Any]:
     """Write ``path`` (.onnx or .pt2), read it back, and compare it with the model it was made of.
 
     Returns:
-        What is told beside the file: inputs, largest error, and milliseconds of one mask and of eight.
+        What is told beside the file: inputs, errors, and milliseconds of one mask and of eight.
 
     Raises:
         ModuleNotFoundError: ONNX's packages are missing.
@@ -103,14 +106,16 @@ def write_graph(module: Any, path: Path, steps: int) -> dict[str, Any]:
     fresh = path.with_name(f"{PREFIX}{path.stem}.new{kind}")  # what fails the check never gets the final name
     try:
         drawn = written(program, fresh)
-        error = 0.0
+        error = largest = 0.0
         for rows in (1, 5):  # other sizes than that of the example
             inputs = example(module, rows)
             with torch.no_grad():
-                error = max(error, float((drawn(*inputs) - drawer(*inputs)).abs().max()))
-        if not error <= TOLERANCE:
-            raise ConfigError(f"{path} is not written: its graph answers something else than the model "
-                              f"(probabilities differ by {error:.2g})")  # fmt: skip
+                apart = (drawn(*inputs) - drawer(*inputs)).flatten(1)
+            worst, most = float(apart.square().mean(1).sqrt().max()), float(apart.abs().max())
+            if not worst <= TOLERANCE:
+                raise ConfigError(f"{path} is not written: its graph answers something else than the model "
+                                  f"(probabilities differ by {worst:.2g} in root mean square)")  # fmt: skip
+            error, largest = max(error, worst), max(largest, most)
         os.replace(fresh, path)
     finally:
         fresh.unlink(missing_ok=True)
@@ -122,8 +127,8 @@ def write_graph(module: Any, path: Path, steps: int) -> dict[str, Any]:
     noise, tokens, _ = example(module, 3)
     shapes = {"noise": ["masks", *noise.shape[1:]], "tokens": ["masks", "tokens", tokens.shape[2]],
               "keep": ["masks", "tokens"]}  # fmt: skip
-    return {"steps": steps, "inputs": shapes, "largest_error": error, "threads": torch.get_num_threads(),
-            "milliseconds": latency}  # fmt: skip
+    return {"steps": steps, "inputs": shapes, "rms_error": error, "largest_error": largest,
+            "threads": torch.get_num_threads(), "milliseconds": latency}  # fmt: skip
 
 
 def require_packages(kind: str) -> None:

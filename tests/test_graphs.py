@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,12 +15,14 @@ from conftest import TINY_2
 from autoencoder import AutoencoderModule
 from configs.checks import ConfigError
 from configs.sampler_cfg import DDIMCfg, DDPMCfg
+from configs.shipped import checkpoint_path
 from diffusion import DiffusionModule
 from models.text import locate_encoder
 from samplers import build_sampler
 from scripts import graphs
 from scripts.export import main as export
 from scripts.graphs import Drawer, example, write_graph
+from scripts.mask_model import load_mask_model
 
 ROOT = Path(__file__).parents[1]
 ONNX = all(find_spec(name) for name in ("onnx", "onnxscript", "onnxruntime"))
@@ -51,7 +54,8 @@ def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: Dif
     for given in (inputs, longer, tuple(value[:1] for value in inputs)):
         torch.testing.assert_close(drawn(*given), Drawer(tiny_diffusion, 2)(*given), rtol=0, atol=1e-4)
     about = json.loads(path.with_name(f"{path.name}.json").read_text())
-    assert about["largest_error"] <= 1e-4
+    assert about["rms_error"] <= 3e-5
+    assert about["rms_error"] <= about["largest_error"] <= 1e-3
     assert about["inputs"] == {
         "noise": ["masks", 4, 8, 8], "tokens": ["masks", "tokens", 384], "keep": ["masks", "tokens"],
     }
@@ -69,19 +73,53 @@ def test_a_graph_answers_as_its_model_in_any_size(kind: str, tiny_diffusion: Dif
         assert (drawn == (expected > 0.5))[(expected - 0.5).abs() > 0.01].all()
 
 
-def test_a_graph_that_answers_something_else_is_an_error(
-    tiny_diffusion: DiffusionModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    class Wrong:
+def replaced_graph(monkeypatch: pytest.MonkeyPatch, drawn: Callable[..., torch.Tensor]) -> None:
+    class Other:
         def module(self) -> object:
-            return lambda noise, tokens, keep: torch.full((len(noise), 1, 32, 32), 0.25)
+            return drawn
 
-    monkeypatch.setattr(graphs, "as_program", lambda *args: Wrong())
+    monkeypatch.setattr(graphs, "as_program", lambda *args: Other())
     monkeypatch.setattr(torch.export, "save", lambda program, file: file.write(b"a graph"))
-    monkeypatch.setattr(torch.export, "load", lambda path: Wrong())
-    with pytest.raises(ConfigError, match=r"answers something else than the model \(probabilities differ by 0"):
+    monkeypatch.setattr(torch.export, "load", lambda path: Other())
+
+
+@pytest.mark.parametrize("wrong", [
+    lambda p: torch.full_like(p, 0.25), lambda p: p + 1e-4, lambda p: torch.full_like(p, torch.nan),
+    lambda p: torch.cat([p[:-1], p[-1:] + 1e-4]),  # one mask of several
+])  # fmt: skip
+def test_a_graph_that_answers_something_else_is_an_error(
+    wrong: Callable[[torch.Tensor], torch.Tensor], tiny_diffusion: DiffusionModule, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    drawer = Drawer(tiny_diffusion, 1)
+    replaced_graph(monkeypatch, lambda *inputs: wrong(drawer(*inputs)))
+    said = r"answers something else than the model \(probabilities differ by (0\.\d+|nan) in root mean square\)"
+    with pytest.raises(ConfigError, match=said):
         write_graph(tiny_diffusion, tmp_path / "a.pt2", 1)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_pixel_near_the_threshold_that_rounding_moved_is_no_error(
+    tiny_diffusion: DiffusionModule, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawer = Drawer(tiny_diffusion, 1)
+
+    def rounded(*inputs: torch.Tensor) -> torch.Tensor:
+        p = drawer(*inputs)
+        p[:, :, 3, 5] += 5e-4
+        return p
+
+    replaced_graph(monkeypatch, rounded)
+    about = write_graph(tiny_diffusion, tmp_path / "a.pt2", 1)
+    assert about["largest_error"] == pytest.approx(5e-4, rel=0.01)
+    assert about["rms_error"] == pytest.approx(5e-4 / 32, rel=0.01)  # one of 1,024 pixels
+
+
+@pytest.mark.slow
+def test_a_model_whose_pixels_rounding_moves_has_a_graph(tmp_path: Path) -> None:
+    """Its largest difference was 2e-4 on two cores of an EPYC."""
+    module = load_mask_model(checkpoint_path("icons256"))
+    assert write_graph(module, tmp_path / "a.pt2", 1)["rms_error"] <= 1e-5
 
 
 def test_more_steps_than_a_diffusion_network_has_are_refused(tiny_diffusion: DiffusionModule) -> None:
@@ -108,7 +146,7 @@ def test_a_diffusion_network_has_a_graph_unless_its_steps_add_noise(
         write_graph(module, tmp_path / "a.pt2", 3)
     assert not list(tmp_path.iterdir())
     module.sampler = build_sampler(DDIMCfg())
-    assert write_graph(module, tmp_path / "a.pt2", 2)["largest_error"] <= 1e-4
+    assert write_graph(module, tmp_path / "a.pt2", 2)["rms_error"] <= 3e-5
 
 
 def test_missing_packages_and_other_endings_are_named(
