@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import os
 import re
 import sys
 import types
@@ -55,14 +56,20 @@ def parse(
     if not any(CHOICE.fullmatch(arg) for arg in argv):
         markers.append(tyro.conf.AvoidSubcommands)  # --help then lists the fields of the chosen kinds too
     try:
-        return cli(
-            cls,
-            args=list(argv),
-            prog=prog,
-            description=description or cls.__doc__,
-            config=tuple(markers),
-            **start,
-        )
+        try:
+            return cli(
+                cls,
+                args=list(argv),
+                prog=prog,
+                description=description or cls.__doc__,
+                config=tuple(markers),
+                **start,
+            )
+        finally:
+            sys.stdout.flush()
+    except BrokenPipeError:  # --help | head: nobody wants the rest
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again when it ends
+        raise SystemExit(128 + 13) from None  # as a shell calls what SIGPIPE ends
     except ConfigError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None

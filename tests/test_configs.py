@@ -1,6 +1,7 @@
 """Configs validate, travel as plain values, and the command line helps."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -160,6 +161,17 @@ def test_mistakes_end_with_2_and_a_hint(argv: list[str], helpful: str, capsys: p
     assert end.value.code == 2
     shown = capsys.readouterr()
     assert helpful in shown.err + shown.out
+
+
+@pytest.mark.parametrize("command", ["train_stage_2", "generate_masks"])
+def test_help_of_which_little_is_read_says_nothing_else(command: str) -> None:
+    """As by --help | head."""
+    shown, writes = os.pipe()
+    os.close(shown)
+    started = [sys.executable, "-m", f"scripts.{command}", "--help"]
+    done = subprocess.run(started, stdout=writes, stderr=subprocess.PIPE, text=True, cwd=ROOT, timeout=60)
+    os.close(writes)
+    assert (done.returncode, done.stderr) == (141, "")
 
 
 def test_help_lists_the_fields_of_the_chosen_kinds(capsys: pytest.CaptureFixture[str]) -> None:
