@@ -68,8 +68,8 @@ class GenerateCfg(SamplingCfg):
     4. That adds no detail; shrunk again, they are the masks of 1."""
     svg: bool = False
     """Write an SVG file beside each PNG, too: the smooth outline as a path."""
-    size: int = 64
-    """Height and width in pixels of one mask in the picture grid.png."""
+    size: int = 0
+    """Height and width in pixels of one mask in the picture grid.png; 0: its own, but from 64 to 128."""
     batch_size: int = 64
     """Masks per network call; it changes speed and memory, never a file."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
@@ -80,9 +80,10 @@ class GenerateCfg(SamplingCfg):
         require(bool(self.checkpoint.strip()), "checkpoint", self.checkpoint, "the path of a stage-2 checkpoint")
         if not self.prompt and not self.prompts_file:
             raise ConfigError('nothing to draw: give --prompt "a giraffe" (once or more often) or --prompts-file')
-        for name in ("num", "batch_size", "size"):
+        for name in ("num", "batch_size"):
             positive(name, getattr(self, name))
-        non_negative("tries", self.tries)
+        for name in ("tries", "size"):
+            non_negative(name, getattr(self, name))
         require(self.size <= 1024, "size", self.size, "at most 1024 pixels")
         require(1 <= self.enlarge <= 16, "enlarge", self.enlarge, "from 1 to 16")
         check_steps(self.steps)

@@ -170,11 +170,11 @@ def grid_picture(result: Result) -> bytes:
     """All masks in one PNG, with what the command would say of it as a text chunk."""
     from PIL.PngImagePlugin import PngInfo
 
-    from scripts.pictures import mask_grid
+    from scripts.pictures import cell_for, mask_grid
 
     pixels = result.pixels
     rows = [pixels[i : i + GRID_COLUMNS] for i in range(0, len(pixels), GRID_COLUMNS)]
-    picture = mask_grid({"": rows}, [result.prompt, *[""] * (len(rows) - 1)], 64)
+    picture = mask_grid({"": rows}, [result.prompt, *[""] * (len(rows) - 1)], cell_for(max(pixels[0].shape)))
     info, content = PngInfo(), BytesIO()
     info.add_itxt("prompt", result.prompt)
     info.add_itxt("parameters", json.dumps(result.about(0), ensure_ascii=False))

@@ -175,7 +175,7 @@ def sketch_grid(module: Any, held_out: MaskSet, cfg: EvaluateCfg) -> Image:
     """Some held-out masks, a sketch of each, and what is drawn from it and the prompt in the fewest steps."""
     import torch
 
-    from scripts.pictures import mask_grid
+    from scripts.pictures import cell_for, mask_grid
     from scripts.seeded import build_sampler_for, choose_device, draw, recipes
 
     order = draw_order(len(held_out), min(SKETCHED, len(held_out)), torch.Generator().manual_seed(cfg.seed))
@@ -188,7 +188,7 @@ def sketch_grid(module: Any, held_out: MaskSet, cfg: EvaluateCfg) -> Image:
         one = replace(way, sketch=sketch[None])
         drawn.append(list((draw(module, [prompt] * DRAWN, range(DRAWN), one, device)[:, 0] > 0.5).numpy()))
     blocks = {"sketch": [[x.numpy()] for x in sketches[:, 0]], f"in {way.steps}": drawn}
-    return mask_grid(blocks | {"its mask": [[x.numpy()] for x in real]}, prompts, 64)
+    return mask_grid(blocks | {"its mask": [[x.numpy()] for x in real]}, prompts, cell_for(real.shape[-1]))
 
 
 def choose_features(judge: Judge, cfg: EvaluateCfg, device: torch.device) -> FeatureNet:

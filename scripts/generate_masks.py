@@ -251,12 +251,17 @@ def write_masks(out: Path, plan: Plan, numbers: list[int], steps: int, masks: li
         write_mask(out, plan.about(number, steps), finished(p.numpy(), cfg))
 
 
-def draw_grid(out: Path, plan: Plan, cell: int) -> None:
-    """grid.png: the first masks of the first prompts (or some from all of a way), a block per step count."""
+def draw_grid(out: Path, plan: Plan, size: int) -> None:
+    """grid.png: the first masks of the first prompts (or some from all of a way), a block per step count, each with
+    ``size`` pixels (0: what suits it).
+    """
     import numpy as np
     from PIL import Image
 
-    from scripts.pictures import mask_grid
+    from scripts.pictures import cell_for, mask_grid
+
+    with Image.open(out / plan.name(0, plan.steps[0])) as first:
+        cell = size or cell_for(max(first.size))
 
     def thumbnail(path: Path) -> np.ndarray:
         """A mask; of a large one, as many pixels as a cell can be averaged from."""

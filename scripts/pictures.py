@@ -20,6 +20,11 @@ Mask = np.ndarray
 """[H,W] bool, 0/1 or 0..255 (binary), or [H,W,3] uint8 (an ordinary image)."""
 
 
+def cell_for(side: int) -> int:
+    """Pixels of a cell that shows masks of ``side`` pixels well, and several of them beside each other."""
+    return min(128, max(64, side))
+
+
 def mask_grid(
     blocks: dict[str, list[list[Mask]]], row_labels: Sequence[str], cell: int, *, label_width: int = LABEL_WIDTH
 ) -> Image.Image:

@@ -129,6 +129,19 @@ def test_threads_that_begin_after_a_generation_compute_with_as_many_as_before(ch
     assert seen() == before == 2
 
 
+@pytest.mark.parametrize(("enlarge", "cell"), [(1, 64), (12, 96), (16, 128)])
+def test_the_picture_shows_masks_as_large_as_they_are_within_limits(
+    enlarge: int, cell: int, checkpoint: str, tmp_path: Path
+) -> None:
+    """Those of this module have 8 pixels."""
+    cfg = partial(cfg_for, checkpoint, enlarge=enlarge)
+    pictures = [
+        (generate_to_folder(FakeModule(ShortcutCfg()), cfg(tmp_path / str(size), size=size)) / "grid.png").read_bytes()
+        for size in (0, cell)
+    ]
+    assert pictures[0] == pictures[1]
+
+
 def test_a_draw_stops_when_another_batch_cannot_be_finished(
     checkpoint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -359,7 +372,7 @@ def test_overwriting_that_is_stopped_early_can_be_done_again(
         {"sampler": "euler"}, {"eta": 0.5}, {"num": 0}, {"steps": (0,)}, {"steps": (1, 1)},
         {"times": "0,0.5"}, {"times": "0,1", "steps": (1,)}, {"times": "0,x,1"}, {"threshold": 1.0}, {"seed": -1},
         {"cfg_zero": True}, {"zero_init": 0.1}, {"shift": 0.0}, {"shift": 2.0, "times": "0,1"}, {"guidance_from": 1.0},
-        {"zero_init": 1.0}, {"guidance_to": 1.5}, {"guidance": float("nan")}, {"prompt": ()}, {"size": 0},
+        {"zero_init": 1.0}, {"guidance_to": 1.5}, {"guidance": float("nan")}, {"prompt": ()}, {"size": -1},
         {"batch_size": 0}, {"checkpoint": " "}, {"guidance_from": 0.2}, {"guidance_to": 0.8}, {"strength": 0.5},
     ],
     ids=str,
