@@ -66,7 +66,8 @@ def parse(
                 **start,
             )
         finally:
-            sys.stdout.flush()
+            if sys.stdout is not None:  # closed from the beginning (>&-)
+                sys.stdout.flush()
     except BrokenPipeError:  # --help | head: nobody wants the rest
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains of it again when it ends
         raise SystemExit(128 + 13) from None  # as a shell calls what SIGPIPE ends
