@@ -21,7 +21,7 @@ from samplers import Guidance
 INPUTS = ("noise", "tokens", "keep")
 TOLERANCE = 3e-5
 """Root mean square difference of a mask's probabilities. Rounding alone moves those of the models that come with the
-project by up to 1e-5, and single pixels near the threshold by 1e-3: of 65,536 there is always one.
+project by up to about 1e-5, and single pixels near the threshold by 1e-3.
 """
 OPSET = 20
 
