@@ -35,6 +35,7 @@ from scripts.figures import FIGURES, draw_all, end, velocity
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted((ROOT / "docs").glob("*.md")), ROOT / "CONTRIBUTING.md"]
+OTHERS = [ROOT / "README.md", ROOT / "container/README.md", ROOT / "models/shipped/README.md"]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -47,8 +48,7 @@ def test_commands_parse_and_links_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), target
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md", ROOT / "container/README.md"],
-                         ids=lambda page: str(page.relative_to(ROOT)))  # fmt: skip
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_take_the_environment_of_the_project_and_leave_no_pattern_to_the_shell(page: Path) -> None:
     text = page.read_text()
     codes = [line for block in re.findall(r"```\w*\n(.*?)```", text, re.S) for line in block.splitlines()]
@@ -56,6 +56,19 @@ def test_commands_take_the_environment_of_the_project_and_leave_no_pattern_to_th
     for code in codes:
         assert not re.search(r"(^|&& |; |\| )\s*(pip|pytest|tensorboard|python -m scripts\S*) ", code), code
         assert not re.search(r"\{\d+\.\.\d+\}", re.sub(r"'[^']*'|\"[^\"]*\"", "", code)), code
+
+
+def anchors(page: Path) -> set[str]:
+    """What a link may name behind its # : the page's headings as GitHub writes them."""
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    titles = [re.sub(r"\[([^]]*)\]\([^)]*\)", r"\1", title) for title in re.findall(r"^#+ (.*)$", text, re.M)]
+    return {re.sub(r"[^\w\- ]", "", title.strip().lower()).replace(" ", "-") for title in titles}
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_into_pages_name_headings_that_are_there(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\(([^)#:]*)#([^)]+)\)", page.read_text()):
+        assert anchor in anchors((page.parent / target) if target else page), f"{target}#{anchor}"
 
 
 def examples(page: str) -> list[str]:
