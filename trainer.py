@@ -154,7 +154,7 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
     require_processes(cfg.train)
     run_dir = choose_run_dir(cfg.train, name)
     data = MaskDataModule(cfg.data, cfg.train.seed)
-    try:
+    with leaving_nothing(run_dir):
         data.prepare_data()
         data.setup("fit")
         if kind == "diffusion" and not cfg.data.augment.is_none and are_captions(data.train_set.prompts):
@@ -168,14 +168,21 @@ def start(cfg: Stage1Cfg | Stage2Cfg, name: str, kind: str) -> tuple[Path, MaskD
                 f"reader.only is True, but prompts such as {data.train_set.prompts[0]!r} are no captions of geometry, "
                 "which is all that the reader reads: set it to False"
             )
-    except DataError:
-        release(run_dir)
-        with contextlib.suppress(OSError):
-            run_dir.rmdir()  # only if it is empty: a training that cannot start leaves nothing behind
-        raise
     seen = "a stream of shards" if data.streams else f"{len(data.train_set):,} masks"
     print(f"data: {seen} to train on, {len(data.val_set):,} held out", flush=True)
     return run_dir, data
+
+
+@contextlib.contextmanager
+def leaving_nothing(run_dir: Path) -> Iterator[None]:
+    """A training that is refused gives its folder back, and removes it if it is empty."""
+    try:
+        yield
+    except BaseException:
+        release(run_dir)
+        with contextlib.suppress(OSError):
+            run_dir.rmdir()
+        raise
 
 
 def fit(
@@ -222,6 +229,9 @@ def facts(module: Any, data: MaskDataModule, resume: Resume | None) -> dict[str,
     }
     if isinstance(module, DiffusionModule):
         found["the autoencoder"] = weights_digest(module.autoencoder.state_dict())
+    if module.cfg.init and resume is None:
+        begun = module.net if isinstance(module, DiffusionModule) else module
+        found["the model of init"] = weights_digest(begun.state_dict())
     return found
 
 
@@ -271,21 +281,36 @@ def train_stage_1(cfg: Stage1Cfg, name: str) -> Path:
         source = finished_autoencoder(checkpoint_path(cfg.init), "bash scripts/train_stage_1.sh PRESET")
         cfg = told(cfg, grown(cfg, source.cfg))
     run_dir, data = start(cfg, f"{name}-stage1", "autoencoder")
-    module, rows = AutoencoderModule(cfg, data_fingerprint(cfg.data)).with_judges(), cfg.data.batch_size
-    if source is not None:
-        module.grow_from(source)
-        print(f"begins with the weights of {checkpoint_path(cfg.init)}, whose encoder stays as it is", flush=True)
-    if cfg.init:  # only the decoder learns
-        set_memory_format(module, module.vae.decoder, (torch.randn(rows, *module.latent_shape),), cfg.train)
-    else:
-        pixels = torch.rand(rows, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
-        set_memory_format(module, module.vae.encoder, (module.vae.squares(pixels),), cfg.train)
-    compile_networks([module.vae.encoder, module.vae.decoder], cfg.train)
+    with leaving_nothing(run_dir):
+        module, rows = AutoencoderModule(cfg, data_fingerprint(cfg.data)).with_judges(), cfg.data.batch_size
+        if source is not None:
+            module.grow_from(source)
+            print(f"begins with the weights of {checkpoint_path(cfg.init)}, whose encoder stays as it is", flush=True)
+            warn_of_known(cfg, source.data)
+        if cfg.init:  # only the decoder learns
+            set_memory_format(module, module.vae.decoder, (torch.randn(rows, *module.latent_shape),), cfg.train)
+        else:
+            pixels = torch.rand(rows, cfg.data.channels, cfg.data.image_size, cfg.data.image_size)
+            set_memory_format(module, module.vae.encoder, (module.vae.squares(pixels),), cfg.train)
+        compile_networks([module.vae.encoder, module.vae.decoder], cfg.train)
     extra: list[Callback] = [ReconstructionMonitor()]
     monitor, mode = ("val/iou", "max") if cfg.data.channels == 1 else ("val/loss", "min")
     build = partial(build_trainer, cfg.train, run_dir, monitor, mode, cfg.optim.clip_norm, extra)
     fit(build, module, data, resume, run_dir, "autoencoder")
     return run_dir
+
+
+def warn_of_known(cfg: Stage1Cfg | Stage2Cfg, known: str) -> None:
+    """Say that a model learned from what is held out now: the split goes by a mask's pixels, which sizes have their
+    own of. ``known`` is the fingerprint of the data of the model that ``cfg.init`` names.
+    """
+    (ours, size, _), (theirs, other, _) = (f"  {data}".rsplit(" ", 2) for data in (data_fingerprint(cfg.data), known))
+    if (ours, size) != (theirs, other) and ours == theirs and not getattr(cfg.data.source, "test", ""):
+        warnings.warn(
+            f"init {cfg.init!r} was trained on the same masks at another size ({other}), where other ones are held "
+            "out: it knows most of those held out here, and their numbers look better than they are. Name masks of "
+            "their own with --data.source.test", stacklevel=2,
+        )  # fmt: skip
 
 
 def find_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> Path | None:
@@ -303,7 +328,13 @@ def find_autoencoder(cfg: Stage2Cfg, source: DiffusionModule | None = None) -> P
     wanted = data_fingerprint(cfg.data)
 
     def fits(path: Path) -> bool:
-        return source is None or load_autoencoder(path).shares_latents(source.autoencoder)
+        if source is None:
+            return True
+        try:
+            return load_autoencoder(path).shares_latents(source.autoencoder)
+        except (CheckpointError, ModuleNotFoundError) as reason:
+            warnings.warn(f"passed over: {reason}", stacklevel=2)
+            return False
 
     newest = newest_complete(cfg.train.runs, "autoencoder", wanted, fits)
     if newest is None and source is None:
@@ -435,21 +466,24 @@ def train_stage_2(cfg: Stage2Cfg, name: str) -> Path:
     else:
         cfg, autoencoder = continued(cfg, resume)
     run_dir, data = start(cfg, f"{name}-stage2", "diffusion")
-    module = DiffusionModule(cfg, autoencoder, data_fingerprint(cfg.data))
-    if source is not None:
-        module.begin_with(source)
-        print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
-    module.with_critic()
-    set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
-    cache_latents(module, data, Path(cfg.train.runs) / "latents")
-    compile_networks([module.net, module.teacher], cfg.train)
-    replay_calls([module.net, module.teacher], cfg.train)
+    with leaving_nothing(run_dir):
+        module = DiffusionModule(cfg, autoencoder, data_fingerprint(cfg.data))
+        if source is not None:
+            module.begin_with(source)
+            print(f"begins with the weights of {checkpoint_path(cfg.init)}", flush=True)
+            warn_of_known(cfg, source.data)
+        module.with_critic()
+        set_memory_format(module, module.net, module.example_inputs(cfg.data.batch_size), cfg.train)
+        cache_latents(module, data, Path(cfg.train.runs) / "latents")
+        compile_networks([module.net, module.teacher], cfg.train)
+        replay_calls([module.net, module.teacher], cfg.train)
     if hint := advice(cfg.train):
         print(hint, flush=True)
     module.encode_text.padded = cfg.train.compile or cfg.train.cuda_graphs
     extra: list[Callback] = [SamplePreview(data.val_set.prompts, cfg.train.seed)] if cfg.train.previews else []
     monitor, mode = ("val/loss", "min") if not cfg.reader.only else ("val/as_asked", "max")
-    if cfg.train.quality and cfg.data.channels == 1 and min(len(data.as_read), len(data.val_set)) > 1:
+    frozen = cfg.sketch.only or cfg.reader.only  # the network, whose masks would be judged alike at each validation
+    if cfg.train.quality and not frozen and cfg.data.channels == 1 and min(len(data.as_read), len(data.val_set)) > 1:
         train, held_out = (Prompted(torch.from_numpy(x.images), x.prompts) for x in (data.as_read, data.val_set))
         quality = QualityMonitor(train, held_out, cfg.train.quality, cfg.train.seed, run_dir)
         extra.append(quality)

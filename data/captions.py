@@ -21,6 +21,9 @@ _STORAGE_NAMES = frozenset(
 )
 
 
+_MEANT = frozenset(("caption", "captions", "description", "prompt", "txt"))
+"""What other programs call captions; where there is no ``text``, they would be lost without a word."""
+
 Row = tuple[int, str, str | None]
 """Line number, file name, caption."""
 
@@ -117,6 +120,8 @@ def _json_row(line: int, row: str, path: Path) -> Row:
     if not isinstance(entry, dict) or not isinstance(entry.get("file_name"), str):
         raise _bad(path, line, f"no file_name in {row.strip()[:80]!r}", remedy)
     caption = entry.get("text")
+    if "text" not in entry and (meant := _MEANT.intersection(entry)):
+        raise _bad(path, line, f"captions are called {min(meant)!r}", "call them text")
     if not isinstance(caption, str | None):
         raise _bad(path, line, f"text is {str(caption)[:80]}, not a string", remedy)
     if caption and caption.encode("utf-8", "replace").decode() != caption:
@@ -126,12 +131,15 @@ def _json_row(line: int, row: str, path: Path) -> Row:
 
 def _csv_rows(text: str, path: Path) -> Iterator[Row | DataError]:
     remedy = "put text that holds commas in double quotes"
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
     try:
-        header = next(reader, [])
+        header = [cell.strip().lower() for cell in next(reader, [])]
         if "file_name" not in header:
             found = f"the header {str(header)[:80]} has no file_name"
             yield _bad(path, 1, found, "begin the file with file_name,text")
+            return
+        if "text" not in header and (meant := _MEANT.intersection(header)):
+            yield _bad(path, 1, f"the header calls captions {min(meant)!r}", "call that column text")
             return
         for row in reader:
             if len(row) == len(header):

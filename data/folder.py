@@ -257,6 +257,11 @@ def list_images(
     return images, bad, notes
 
 
+def metadata_files(root: Path) -> list[Path]:
+    """Those of ``root`` and its subfolders that are read."""
+    return _walk(root, "")[1]
+
+
 def _walk(root: Path, replaced: str) -> tuple[list[Path], list[Path], list[Path], list[str]]:
     """Image files, the metadata file of each folder that has one, links to folders, not followed, and notes."""
     images: list[Path] = []

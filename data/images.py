@@ -7,9 +7,10 @@ How a pixel becomes foreground, by kind of file:
 - **RGB, CMYK and other colours**: the brightest of red, green and blue counts, as an 8-bit value.
 - **Alpha** (LA, RGBA, palette with transparency): if alpha varies and the visible pixels share one colour, alpha itself
   is the mask (a black icon on nothing). Otherwise the image is put on black; a constant alpha above 0 is ignored.
-- **Palette**: every index but 0 is foreground, whatever its colour: it is a label map. The one exception is a picture
-  stored with a palette, told by colours that are greys from black to white in another order than a plain ramp:
-  it is read by its brightness, since programs that reduce colours give the indices no meaning.
+- **Palette**: every index but 0 is foreground, whatever its colour: it is a label map. The exception is a picture
+  stored with a palette, since programs that reduce colours give the indices no meaning: it is read by its brightness,
+  as other colours are. It is told by black at another index than 0, or by greys, other than a plain ramp, that go from
+  black to white, or of which index 0 is not the darkest, or is white and all that there is.
 """
 
 import os
@@ -180,11 +181,19 @@ def _palette_levels(image: Image.Image) -> np.ndarray:
     colours = np.zeros((256, 3), np.uint8)
     stored = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
     colours[: len(stored)] = stored
-    grey, level = colours[used], colours[used, 0]
-    is_grey = bool((grey == level[:, None]).all()) and level.min() == 0 and level.max() == 255
-    if is_grey and not np.array_equal(level, used):
-        return colours[indices, 0]
-    return indices != 0
+    return colours.max(axis=1)[indices] if _is_picture(used, colours) else indices != 0
+
+
+def _is_picture(used: np.ndarray, colours: np.ndarray) -> bool:
+    """Whether the indices [N] that are used stand for nothing but the brightness of their colours [256,3]."""
+    level = colours[used].max(axis=1)
+    grey = bool((colours[used] == level[:, None]).all())
+    if grey and np.array_equal(level, used):
+        return False
+    if colours[0].any() and (level[used > 0] == 0).any():
+        return True
+    first_is_lighter = used[0] == 0 and bool((level[0] > level[1:]).any() or (len(used) == 1 and level[0] == 255))
+    return grey and (first_is_lighter or (level.min() == 0 and level.max() == 255))
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

@@ -10,6 +10,7 @@ import importlib
 import io
 import itertools
 import os
+import re
 import tarfile
 import time
 import urllib.request
@@ -65,18 +66,35 @@ def list_shards(text: str, option: str, part: str = "train") -> list[str]:
     """Paths and addresses that ``text`` names, see ``ShardSource.train``; ``part`` is preferred in a folder.
 
     Raises:
-        DataError: none found, an address that is not read here, or a local file that is cut off.
+        DataError: none found, braces that are no pattern, an address that is not read here, or a local file that is
+            cut off.
     """
     named = [pattern.strip() for pattern in text.split("::")]
-    found = list(itertools.islice(itertools.chain.from_iterable(_expanded(p, part) for p in named), MOST_SHARDS + 1))
+    too_many = DataError(f"{option} is {shown(text)!r}, more than {MOST_SHARDS:,} shards; name fewer")
+    if any(_longest_range(pattern) > MOST_SHARDS for pattern in named):  # each is held whole when it is expanded
+        raise too_many
+    try:
+        each = itertools.chain.from_iterable(_expanded(pattern, part) for pattern in named)
+        found = list(itertools.islice(each, MOST_SHARDS + 1))
+    except ValueError as error:
+        raise DataError(f"{option} is {shown(text)!r}, whose braces are no pattern ({error}); write such as "
+                        "masks-{0000..0127}.tar") from None  # fmt: skip
     if len(found) > MOST_SHARDS:
-        raise DataError(f"{option} is {shown(text)!r}, more than {MOST_SHARDS:,} shards; name fewer")
+        raise too_many
     if not found:
         raise DataError(f"{option} is {shown(text)!r}, where there is no tar file; make shards with "
                         ".venv/bin/python -m scripts.make_shards, or name others")  # fmt: skip
     for shard in found:
         _require_whole(shard, option)
     return found
+
+
+def _longest_range(pattern: str) -> int:
+    """Of the ranges {first..last..step} of a pattern."""
+    ranges = re.findall(r"\{(-?\d{1,18})\.\.(-?\d{1,18})(?:\.\.(-?\d{1,18}))?\}", pattern)
+    endless = re.search(r"\{[^{}]*\d{19}[^{}]*\}", pattern)
+    return max((abs(int(b) - int(a)) // max(1, abs(int(step or 1))) + 1 for a, b, step in ranges),
+               default=0) if endless is None else MOST_SHARDS + 1  # fmt: skip
 
 
 def _expanded(pattern: str, part: str) -> Iterator[str]:

@@ -64,7 +64,8 @@ class Axis:
         self.log, self.begin, self.end = log, begin, end
         low, high = self.scale(min(values)), self.scale(max(values))
         if low == high:
-            low, high = low - 0.5, high + 0.5
+            room = max(0.5, 0.1 * abs(low))
+            low, high = low - room, high + room
         room = 0.0 if exact else 0.06 * (high - low)
         if min(values) >= 0 and not log and not exact and low < 0.5 * high:
             low, room = 0.0, 0.06 * high  # an axis that shows most of the way to zero shows all of it

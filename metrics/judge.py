@@ -30,8 +30,10 @@ class Judge:
 
 
 def is_classes(prompts: list[str]) -> bool:
-    """True when the prompts are few enough, and at least two, to be learned as classes, and say no geometry."""
-    return 2 <= len(set(prompts)) <= MOST_CLASSES and not are_captions(prompts)
+    """True when the prompts are few enough, and at least two, to be learned as classes, and say no geometry: at most
+    half as many as there are masks, or most would have a single one."""
+    kinds = len(set(prompts))
+    return 2 <= kinds <= min(MOST_CLASSES, len(prompts) // 2) and not are_captions(prompts)
 
 
 def classifier_judge(

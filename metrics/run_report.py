@@ -26,6 +26,7 @@ NETWORK_STEPS = "network steps"
 TRAINING_STEPS = "training step"
 NOT_LOSSES = ("train/grad_norm", "train/masks_per_second")
 JUDGE = "<code>scripts.evaluate</code> (below) judges more masks at more step counts, and writes this page anew."
+SAME_MASKS = ("--data.image-size", "--data.channels", "--data.val-fraction", "--data.limit")
 JUDGED = {  # column of a validation, or number of an evaluation -> heading
     "frechet": "Frechet distance (squared; less is better)", "accuracy": "Prompt accuracy",
     "retrieval": "Retrieval accuracy among 100", "coverage": "Coverage",
@@ -290,13 +291,30 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
             ("make one file to share", f"{python} scripts.export --checkpoint {last}"),
         ]
     else:
-        grown = ""
+        data = data_words(parted(started)[1])
         if begun := cfg.get("init"):  # configs of older trainings have none
-            model = shlex.quote(begun) if begun in SHIPPED else "MODEL"
-            grown = f" --init {model} --data.image-size {cfg['data']['image_size']}"
-        found.append(("train stage 2 on it", f"bash scripts/train_stage_2.sh {preset}{grown} --autoencoder {last}"))
+            model = begun if begun in SHIPPED else "MODEL"
+            sized = any(word.replace("_", "-").startswith("--data.image-size") for word in data)
+            size = [] if sized else ["--data.image-size", str(cfg["data"]["image_size"])]
+            data = ["--init", model, *size, *data]
+        words = "".join(f" {shlex.quote(word)}" for word in data)
+        found.append(("train stage 2 on it", f"bash scripts/train_stage_2.sh {preset}{words} --autoencoder {last}"))
     found.append(("write this page anew", f"{python} scripts.report {shlex.quote(folder)}"))
     return "".join(f"<p>{label}</p><pre>{escape(line)}</pre>" for label, line in found)
+
+
+def data_words(words: Iterable[str]) -> list[str]:
+    """Of a training's arguments, those that say which masks it sees, and at what size."""
+    kept, keeps, before = [], False, ""
+    for word in words:
+        if word.startswith("--"):
+            keeps = word.split("=")[0].replace("_", "-").startswith(("--data.source.", *SAME_MASKS))
+        elif not before.startswith("--") and re.fullmatch(r"[a-z0-9._-]+:[a-z0-9_-]+", word):  # such as sampler:flow
+            keeps = word.startswith("data.source:")
+        before = word
+        if keeps:
+            kept.append(word)
+    return kept
 
 
 def with_options(command: str, options: Mapping[str, str]) -> str:

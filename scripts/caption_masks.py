@@ -30,7 +30,7 @@ def caption(cfg: CaptionMasksCfg) -> Path:
     import torch
 
     from data.captions import METADATA
-    from data.folder import read_folder
+    from data.folder import metadata_files, read_folder
     from metrics.geometry import describe
 
     found = read_folder(cfg.path, "PATH", "", cfg.data, METADATA[0] if cfg.overwrite else "")
@@ -39,7 +39,7 @@ def caption(cfg: CaptionMasksCfg) -> Path:
         raise FileExistsError(f"{out} is already there: move it away, or replace its captions by "
                               f".venv/bin/python -m scripts.caption_masks {cfg.path} --overwrite True")  # fmt: skip
     masks = found.usable(FolderSource.max_bad)
-    deeper = [path for name in METADATA for path in sorted(found.root.rglob(name)) if path.parent != found.root]
+    deeper = [path for path in metadata_files(found.root) if path.parent != found.root]
     if deeper:
         raise ConfigError(f"{deeper[0]} has the last word in its folder: move it away, or name a folder below it")
     rows = []
@@ -50,6 +50,9 @@ def caption(cfg: CaptionMasksCfg) -> Path:
     write_text(out, "".join(json.dumps(row) + "\n" for row in rows))
     common = ", ".join(f"{text!r} ({count})" for text, count in Counter(row["text"] for row in rows).most_common(3))
     print(f"captions: {out}, {len(rows):,} masks, such as {common}")
+    for name in METADATA[1:]:
+        if (found.root / name).exists():
+            print(f"From now on {out.name} counts, and {found.root / name} does not.")
     return out
 
 

@@ -105,6 +105,9 @@ def make_edit(given: np.ndarray, keep: np.ndarray | None, strength: float, modul
     if rgb and given.ndim == 2:
         given = masks_to_rgb(given[None])[0]
     image = to_tensor((fit_rgb(given, size) if rgb else fit_masks(given[None], size)[0])[None])[0]
+    if not rgb and given.any() and not image.any():
+        raise ConfigError(f"init_mask has lines thinner than a pixel of the {size} that this model draws, so that "
+                          "nothing is left of it: draw them thicker")  # fmt: skip
     if keep is None:
         return Edit(image, strength)
     if keep.shape != given.shape[:2]:

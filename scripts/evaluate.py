@@ -76,9 +76,22 @@ def require_writable(out: Path) -> None:
     if out.suffix.lower() == ".png":
         better = out.with_suffix(".json")
         raise ConfigError(f"out is {str(out)!r}, but the figure goes there: name the report, such as {better}")
+    if not is_evaluation(out):  # one is replaced by the next, with its pictures
+        for theirs in (out, out.with_suffix(".png"), out.with_name(f"{out.stem}-sketches.png")):
+            if os.path.lexists(theirs):
+                raise ConfigError(f"{theirs} is of no earlier evaluation, so it is not overwritten: move it away, or "
+                                  "name another file with --out")  # fmt: skip
     there = next(folder for folder in out.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
         raise ConfigError(f"{out} cannot be written: name another file with --out")
+
+
+def is_evaluation(path: Path) -> bool:
+    """Whether this command wrote the file."""
+    try:
+        return "checkpoint_sha256" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError, TypeError):
+        return False
 
 
 def evaluate(module: Any, train: MaskSet, held_out: MaskSet, cfg: EvaluateCfg) -> dict[str, Any]:

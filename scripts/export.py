@@ -4,15 +4,19 @@ Writes the averaged weights of both stages as safetensors, or the way from promp
 torch.export), and a JSON file with config, shapes and SHA-256 beside it.
 """
 
+import contextlib
 import json
+import os
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from configs.cli import as_text, parse
+from configs.cli import as_text, from_dict, parse
+from configs.diffusion_cfg import Stage2Cfg
 from configs.export_cfg import ExportCfg
 from configs.shipped import FOLDER, checkpoint_path
-from configs.whole_file import file_hash, write_text
+from configs.whole_file import file_hash, write_text, write_whole
 from scripts.run import refuse_kindly
 
 
@@ -46,8 +50,8 @@ def export(cfg: ExportCfg) -> Path:
         print(f"warning: the training of {source} was not finished", file=sys.stderr)
     if cfg.blend:
         content = blend(content, cfg)
-    told_in(out).unlink(missing_ok=True)  # it tells the hash of the file that is replaced, which none after it has
-    about = export_weights(content, out, cfg) if cfg.format == "safetensors" else export_graph(source, out, cfg)
+    with told_no_more(out):
+        about = export_weights(content, out, cfg) if cfg.format == "safetensors" else export_graph(source, out, cfg)
     write_text(told_in(out), json.dumps(about, indent=2) + "\n")
     return out
 
@@ -55,6 +59,22 @@ def export(cfg: ExportCfg) -> Path:
 def told_in(out: Path) -> Path:
     """The JSON file about an export: model.json, or model.onnx.json, since a graph may lie beside the weights."""
     return out.with_suffix(".json") if out.suffix == ".safetensors" else out.with_name(f"{out.name}.json")
+
+
+@contextlib.contextmanager
+def told_no_more(out: Path) -> Iterator[None]:
+    """Without the JSON file while ``out`` is written: it tells the hash of what is replaced. It comes back if an error
+    leaves ``out`` as it was.
+    """
+    told = told_in(out)
+    before, old = told.read_bytes() if told.is_file() else None, out.stat() if out.exists() else None
+    told.unlink(missing_ok=True)
+    try:
+        yield
+    except BaseException:
+        if before is not None and old is not None and out.exists() and os.path.samestat(out.stat(), old):
+            write_whole(told, lambda file: file.write(before))
+        raise
 
 
 def export_weights(content: dict[str, Any], out: Path, cfg: ExportCfg) -> dict[str, Any]:
@@ -87,12 +107,13 @@ def blend(content: dict[str, Any], cfg: ExportCfg) -> dict[str, Any]:
     second = checkpoint_path(cfg.blend)
     other = read_checkpoint(second, "diffusion", MAKE)
     one, two = (averaged(each["state_dict"], torch.float32) for each in (content, other))
-    own, theirs = content[KEY]["config"], other[KEY]["config"]
+    own, theirs = (from_dict(Stage2Cfg, each[KEY]["config"]) for each in (content, other))
     try:
         for part in ("backbone", "text"):
-            if own[part] != theirs[part]:
+            if getattr(own, part) != getattr(theirs, part):
                 raise ValueError(f"their settings of {part} differ")
-        if any(own["sampler"].get(name) != theirs["sampler"].get(name) for name in ("type", "prediction")):
+        answers = [(type(cfg.sampler), getattr(cfg.sampler, "prediction", "")) for cfg in (own, theirs)]
+        if answers[0] != answers[1]:
             raise ValueError("what their networks answer differs (sampler)")
         mean = blended(one, two, cfg.share)
     except ValueError as reason:

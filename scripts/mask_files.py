@@ -30,6 +30,7 @@ CONFIG = "config.json"
 GRID = "grid.png"
 COLUMNS = ("file_name", "text", "seed", "steps")
 PLAN = ".manifest.jsonl.part"  # the manifest until every file that it lists is there
+LISTED = re.compile(r'"file_name": "([a-z0-9-]+\.png)"')
 NO_PLAN_YET = {LOCK, f"{PLAN}.new"}  # what a generation leaves that is killed before it has a plan
 
 
@@ -152,10 +153,12 @@ def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
 
     Raises:
         ConfigError: the generation to resume had other settings, or another one is at work there.
-        FileExistsError: another process has just made this folder, where none was named.
+        FileExistsError: another process has just made this folder, where none was named; or it holds files of the names
+            that are to be written, which are of no earlier generation.
     """
     out.mkdir(parents=True, exist_ok=bool(cfg.out))
     lock(out, "generation", "--out")
+    require_own(out, plan, cfg)
     for begun in (out / PLAN, out / MANIFEST):
         if begun.is_file() and cfg.resume:
             check_same(begun, plan)
@@ -163,7 +166,7 @@ def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
         if begun.is_file():
             with begun.open(encoding="utf-8", errors="replace") as lines:
                 for line in lines:
-                    if name := re.search(r'"file_name": "([a-z0-9-]+\.png)"', line):
+                    if name := LISTED.search(line):
                         (out / name[1]).unlink(missing_ok=True)
                         if '"svg": true' in line:
                             (out / name[1]).with_suffix(".svg").unlink(missing_ok=True)
@@ -179,12 +182,48 @@ def prepare_folder(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
     (out / CONFIG).write_text(json.dumps(to_dict(cfg), indent=2) + "\n", encoding="utf-8")
 
 
+def require_own(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
+    """Raises FileExistsError for a file that would be replaced or removed, though no earlier generation wrote it."""
+    if cfg.resume and not cfg.overwrite and not cfg.imagefolder:
+        return  # nothing that is there is touched
+    manifests = [path for path in (out / PLAN, out / MANIFEST) if path.is_file()]
+    if (out / METADATA).is_file() and (cfg.overwrite or cfg.imagefolder):
+        with (out / METADATA).open(encoding="utf-8", errors="replace") as file:
+            lines = file.readlines()
+        own = False
+        for path in manifests:
+            with path.open(encoding="utf-8", errors="replace") as file:
+                own = own or all(a == b for a, b in zip_longest(lines, map(metadata_line, file)))
+        if not own:
+            raise FileExistsError(f"{out / METADATA} is of no generation, or its captions were changed since: move it "
+                                  "away, or name another folder")  # fmt: skip
+    if not cfg.overwrite:
+        return
+    names = (plan.name(number, steps) for steps in plan.steps for number in range(len(plan)))
+    files = {path for name in names for path in (name, name.removesuffix("png") + "svg") if os.path.lexists(out / path)}
+    for path in manifests:
+        with path.open(encoding="utf-8", errors="replace") as lines_of:
+            for line in lines_of:
+                if listed := LISTED.search(line):
+                    files -= {listed[1], listed[1].removesuffix("png") + "svg"}
+    if theirs := sorted(name for name in files if cfg.svg or name.endswith("png")):
+        raise FileExistsError(f"out is {str(out)!r}, which holds {theirs[0]}, a name that is to be written, of no "
+                              "earlier generation: move it away, or name another folder")  # fmt: skip
+
+
+def metadata_line(line: str) -> str:
+    """A line of metadata.jsonl from one of the manifest: what is different between the files; "" of a damaged one."""
+    try:
+        about = json.loads(line)
+        return json.dumps({name: about[name] for name in COLUMNS}, ensure_ascii=False) + "\n"
+    except (ValueError, KeyError, TypeError):
+        return ""
+
+
 def write_metadata(out: Path, plan: Plan) -> None:
-    """metadata.jsonl: what is different between the files, a line each."""
+    """metadata.jsonl, a line for each file."""
     with (part := out / f".{METADATA}.part").open("w", encoding="utf-8") as file:
-        for line in plan.lines():
-            about = json.loads(line)
-            file.write(json.dumps({name: about[name] for name in COLUMNS}, ensure_ascii=False) + "\n")
+        file.writelines(map(metadata_line, plan.lines()))
     os.replace(part, out / METADATA)
 
 

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from configs.checks import ConfigError
 from configs.cli import parse
 from configs.report_cfg import ReportCfg
 from scripts.run import refuse_kindly
@@ -17,7 +18,15 @@ def main(argv: list[str] | None = None) -> None:
 
         from metrics.run_report import write_report
 
-        print(f"report: {write_report(folder)}")
+        try:
+            written = write_report(folder)
+        except OSError:
+            raise
+        except Exception as reason:  # whatever a cut or foreign file leads to
+            what = f"{type(reason).__name__}: {reason}"
+            raise ConfigError(f"{cfg.run} holds a file that is damaged, or no training's ({what}): see which of its "
+                              "config.json, run.json, evaluation.json and csv cannot be read") from reason  # fmt: skip
+        print(f"report: {written}")
 
 
 if __name__ == "__main__":

@@ -88,6 +88,12 @@ def test_the_facts_of_a_training_are_its_masks_its_autoencoder_and_where_it_goes
     with torch.no_grad():
         next(again.autoencoder.parameters()).mul_(1.001)
     assert "the autoencoder" in differ(facts(again, data, None))
+    begun = deepcopy(tiny_diffusion)
+    begun.cfg = replace(begun.cfg, init="m.ckpt")
+    found = facts(begun, data, None)
+    with torch.no_grad():
+        next(begun.net.parameters()).mul_(1.001)
+    assert differ(facts(begun, data, None)) == ["the model of init"]
 
 
 def test_a_training_has_the_time_limit_that_ends_it_only_after_an_update(tmp_path: Path) -> None:

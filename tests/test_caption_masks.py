@@ -65,6 +65,8 @@ def test_masks_added_and_deleted_since_are_captioned_anew_when_asked(folder: Pat
 def test_the_manifest_of_a_generated_folder_is_obeyed_whatever_is_replaced(tmp_path: Path) -> None:
     for name in ("a.png", "grid.png"):
         write_mask(tmp_path / name, SQUARE)
+    (tmp_path / ".cache").mkdir()
+    (tmp_path / ".cache" / "metadata.csv").write_text("file_name,text\n")  # which nobody reads
     (tmp_path / "manifest.jsonl").write_text('{"file_name": "a.png", "text": "a square"}\n')
     for overwrite in ("False", "True"):
         main([str(tmp_path), "--overwrite", overwrite])

@@ -303,7 +303,7 @@ def test_a_bad_metadata_line_is_named_by_its_number(tmp_path: Path, kind: str) -
     ("content", "line"),
     [("name,text\n00.png,x\n", 1), ("", 1), ("file_name,text\n00.png,a,b\n", 2), ("file_name,text\n00.png\n", 2),
      ("file_name,text\n00.png,x\nnone.png,x\n", 3), ('file_name,text\n00.png,"x"y\n', 2),
-     ("file_name,text\n../outside.png,x\n", 2)],
+     ("file_name,text\n../outside.png,x\n", 2), ("file_name,caption\n00.png,x\n", 1)],
 )  # fmt: skip
 def test_a_bad_csv_line_is_named_by_its_number(tmp_path: Path, content: str, line: int) -> None:
     write_masks(tmp_path / "in", 2)
@@ -311,6 +311,13 @@ def test_a_bad_csv_line_is_named_by_its_number(tmp_path: Path, content: str, lin
     (tmp_path / "in/metadata.csv").write_text(content)
     with pytest.raises(DataError, match=rf"metadata\.csv, line {line}: "):
         _load(tmp_path / "in")
+
+
+@pytest.mark.parametrize("header", ["file_name, text", " File_Name,Text ", '"file_name", "text"'])
+def test_blanks_and_capitals_in_the_header_of_a_csv_lose_no_caption(tmp_path: Path, header: str) -> None:
+    write_masks(tmp_path, 1)
+    (tmp_path / "metadata.csv").write_text(f'{header}\n00.png, "long, thin"\n')
+    assert _load(tmp_path).prompts == ["long, thin"]
 
 
 def test_all_bad_lines_and_texts_are_found_at_once(tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ KINDS: dict[str, Callable[[], Image.Image]] = {
     "label_map_ramp.png": lambda: _indexed(LETTER * np.uint8(3), *[(i, i, i) for i in range(256)]),
     "reduced_colours.png": lambda: Image.fromarray(L255).quantize(2),
     "reduced_swapped.png": lambda: _indexed(1 - LETTER, (255, 255, 255), (0, 0, 0)),
+    "reduced_red.png": lambda: _indexed(1 - LETTER, (255, 0, 0), (0, 0, 0)),
+    "reduced_levels.png": lambda: _indexed(1 - LETTER, (235, 235, 235), (16, 16, 16)),
+    "reduced_by_pillow.gif": lambda: Image.fromarray(np.dstack([L255 // 255 * 200] * 3)),
     "animated.gif": lambda: Image.fromarray(L255),
 }
 
@@ -117,6 +120,12 @@ def test_jpeg_artefacts_do_not_become_foreground(tmp_path: Path) -> None:
 def test_an_image_of_one_value_is_all_one_or_the_other(image: Image.Image, value: int, tmp_path: Path) -> None:
     image.save(tmp_path / "a.png")
     np.testing.assert_array_equal(read_mask(tmp_path / "a.png"), np.full((4, 5), value, np.uint8))
+
+
+def test_a_palette_of_white_alone_is_full_and_one_of_another_colour_is_empty(tmp_path: Path) -> None:
+    for colour, share in (((255, 255, 255), 1), ((0, 0, 0), 0), ((128, 0, 0), 0)):
+        _indexed(np.zeros((4, 4), np.uint8), colour).save(tmp_path / "a.png")
+        assert read_mask(tmp_path / "a.png").mean() == share
 
 
 def test_palette_with_a_transparent_colour_is_read_by_its_alpha(tmp_path: Path) -> None:

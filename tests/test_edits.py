@@ -201,6 +201,7 @@ def test_files_of_other_sizes_are_fitted_as_training_data_is(
         ({"init_mask": "given.png", "keep": "nowhere.png"}, "nowhere.png is not a file"),
         ({"init_mask": "nowhere.png"}, "nowhere.png is not a file"),
         ({"init_mask": "text.png"}, "text.png cannot be read as an image"),
+        ({"init_mask": "thin.png"}, "init_mask has lines thinner than a pixel of the 32"),
         ({"init_mask": "given.png", "strength": 0.0}, "strength is 0.0, but it must be above 0"),
         ({"init_mask": "given.png", "strength": 1.1}, "strength is 1.1, but it must be above 0 and at most 1"),
         ({"init_mask": "given.png", "zero_init": 0.1, "sampler": "heun"}, "zero_init leaves out steps"),
@@ -217,6 +218,9 @@ def test_what_cannot_work_is_refused_in_one_sentence(
     Image.new("L", (32, 32)).save(tmp_path / "empty.png")
     Image.new("L", (8, 8), 255).save(tmp_path / "small.png")
     (tmp_path / "text.png").write_text("no image")
+    thin = np.zeros((512, 512), np.uint8)
+    thin[100], thin[300] = 255, 255
+    Image.fromarray(thin).save(tmp_path / "thin.png")
     wrong = {key: str(tmp_path / value) if str(value).endswith(".png") else value for key, value in wrong.items()}
     with pytest.raises((ConfigError, DataError), match=said):
         planned(tiny_diffusion, cfg_for(checkpoint, tmp_path / "out", **wrong))

@@ -40,10 +40,12 @@ from models.saving import SaveError, WholeCheckpoints
 from samplers import SamplerMismatch
 from scripts import generate_masks
 from scripts.evaluate import main as evaluate
+from scripts.evaluate import require_writable
 from scripts.mask_files import output_folder
 from scripts.ranks import Ranks
 from scripts.run import refuse_kindly
 from scripts.seeded import build_sampler_for, choose_device
+from scripts.train_stage_2 import main as train_stage_2
 from trainer import start, take_over
 
 
@@ -353,15 +355,36 @@ def test_a_name_that_the_terminal_cannot_show_is_no_error(encoding: str, monkeyp
 @pytest.mark.parametrize(("out", "said"), [
     ("", "which is a folder: name a file"), ("file/evaluation.json", "cannot be written"),
     ("result.png", "result.png', but the figure goes there: name the report"),
+    ("notes.json", "notes.json is of no earlier evaluation"), ("other.json", "other.png is of no earlier evaluation"),
 ])  # fmt: skip
 def test_a_judgement_that_could_not_be_written_is_not_begun(
     out: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "file").touch()
+    for theirs in ("file", "notes.json", "other.png"):
+        (tmp_path / theirs).touch()
     with pytest.raises(SystemExit) as end:
         evaluate(["--checkpoint", "animals", "--out", str(tmp_path / out)])
     assert end.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_an_evaluation_is_replaced_by_the_next(tmp_path: Path) -> None:
+    (tmp_path / "evaluation.json").write_text('{"checkpoint_sha256": "ab"}')
+    (tmp_path / "evaluation.png").touch()
+    require_writable(tmp_path / "evaluation.json")
+
+
+def test_a_training_that_is_refused_after_its_data_were_read_leaves_nothing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as end:
+        train_stage_2([
+            "animals-tiny", "--autoencoder", "animals", "--sampler.bands", "uniform", "--sampler.band-levels", "5",
+            "--data.limit", "16", "--train.accelerator", "cpu", "--train.run-dir", str(tmp_path / "run"),
+        ])  # fmt: skip
+    assert end.value.code == 2
+    assert "band_levels" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_judgement_that_a_full_disk_stops_leaves_no_half_file(

@@ -195,6 +195,23 @@ def test_an_export_that_is_broken_off_leaves_no_hash_of_the_file_before(
     load_mask_model(out)
 
 
+def test_an_export_that_is_refused_leaves_all_of_the_one_before(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "model.safetensors"
+    words = ["--checkpoint", str(checkpoint), "--out", str(out)]
+    export(words)
+    before = out.read_bytes(), out.with_suffix(".json").read_bytes()
+
+    def refused(*_: object) -> None:
+        raise ConfigError("no")
+
+    monkeypatch.setattr("models.export.write_export", refused)
+    with pytest.raises(SystemExit):
+        export([*words, "--overwrite", "True"])
+    assert (out.read_bytes(), out.with_suffix(".json").read_bytes()) == before
+
+
 def test_weights_and_a_graph_of_one_name_have_a_json_file_each(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -311,6 +311,29 @@ def test_a_folder_in_use_is_refused_and_overwriting_removes_only_what_its_manife
     assert output_folder(GenerateCfg(checkpoint, prompt=("x",))) == Path(checkpoint).parent / "masks-1"
 
 
+def test_overwriting_and_resuming_replace_no_file_that_no_generation_wrote(checkpoint: str, tmp_path: Path) -> None:
+    cfg = cfg_for(checkpoint, tmp_path / "out", imagefolder=True)
+    out = generate_to_folder(FakeModule(ShortcutCfg()), cfg)
+    generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, overwrite=True))  # its own files
+    generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, resume=True))
+    (out / "a-dog-0000.png").write_bytes(b"precious")
+    with pytest.raises(FileExistsError, match=r"holds a-dog-0000\.png, a name that is to be written"):
+        generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, prompt=("a dog",), overwrite=True))
+    written = (out / "metadata.jsonl").read_text().replace('"text": "', '"text": "by hand: ')
+    (out / "metadata.jsonl").write_text(written)
+    for how in ({"overwrite": True}, {"resume": True}):
+        with pytest.raises(FileExistsError, match="or its captions were changed since"):
+            generate_to_folder(FakeModule(ShortcutCfg()), replace(cfg, **how))
+    assert (out / "metadata.jsonl").read_text() == written
+    assert (out / "a-dog-0000.png").read_bytes() == b"precious"
+    assert set(files(out)) >= {row["file_name"] for row in rows(out)}
+
+
+def test_what_is_no_number_is_not_drawn(tiny_diffusion: Any, checkpoint: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no finite numbers: guidance is 1e\+30; ask for less"):
+        generate_to_folder(tiny_diffusion, cfg_for(checkpoint, tmp_path / "out", steps=(4,), guidance=1e30))
+
+
 def test_two_generations_without_a_name_never_share_a_folder(checkpoint, monkeypatch):
     """The second finds the same free number, and the first has made it in between."""
     cfg = GenerateCfg(checkpoint, prompt=("a cat",), num=2)

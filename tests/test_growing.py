@@ -27,7 +27,7 @@ from scripts.evaluate import enlarged_to, sketches_of
 from scripts.export import main as export
 from scripts.train_stage_1 import main as train_stage_1
 from scripts.train_stage_2 import main as train_stage_2
-from trainer import checked_autoencoder
+from trainer import checked_autoencoder, warn_of_known
 
 SIZES = (32, 64, 96)
 QUICK = [
@@ -248,6 +248,29 @@ def test_an_encoder_of_sketches_sees_them_at_the_smaller_size(tiny_autoencoder: 
     assert enlarged_to(drawn, x[:, 0]).shape == (4, 64, 64)
     assert torch.equal(looked_at(x, 8), larger(x[..., ::2, ::2], 1))
     assert looked_at(x, 16) is x
+
+
+def test_a_damaged_stage_1_that_is_newer_is_passed_over(
+    tiny_diffusion: DiffusionModule, tmp_path: Path
+) -> None:
+    size = {"data": replace(TINY_2.data, image_size=64), "init": "model.ckpt"}
+    cfg = replace(TINY_2, **size, train=replace(TINY_2.train, runs=str(tmp_path)))
+    for name in ("right", "damaged"):
+        (tmp_path / name).mkdir()
+        saved(of_size(tiny_diffusion.autoencoder, 64), tmp_path / name / "last.ckpt")
+        about = {"kind": "autoencoder", "data": "embedded:animals32 64px 1ch", "status": "complete"}
+        (tmp_path / name / "run.json").write_text(json.dumps(about | {"checkpoint": "last.ckpt"}))
+    (tmp_path / "damaged/last.ckpt").write_bytes(b"cut off")
+    with pytest.warns(UserWarning, match="passed over: .*damaged"):
+        assert checked_autoencoder(cfg, tiny_diffusion).cfg.data.image_size == 64
+
+
+def test_a_model_that_knows_the_held_out_masks_is_warned_of(recwarn: pytest.WarningsRecorder) -> None:
+    for known in ("embedded:animals32 32px 1ch", "embedded:icons64 64px 1ch", "embedded:animals32"):
+        warn_of_known(replace(TINY_2, init="m"), known)
+    assert not recwarn.list
+    with pytest.warns(UserWarning, match=r"the same masks at another size \(64px\)"):
+        warn_of_known(replace(TINY_2, init="m"), "embedded:animals32 64px 1ch")
 
 
 def test_a_stage_1_of_other_latents_is_refused_beside_init(

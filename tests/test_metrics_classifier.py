@@ -70,9 +70,11 @@ def test_a_saved_classifier_answers_as_before_and_foreign_files_are_refused(net,
 
 
 def test_captions_that_differ_are_no_classes_and_the_encoder_sees_masks_instead():
-    assert is_classes(["a", "b"])
+    assert is_classes(["a", "b"] * 2)
+    assert not is_classes(["a", "b", "b"])  # a class of one mask teaches nothing
+    assert not is_classes([str(i) for i in range(150)])
     assert not is_classes(["only one"] * 9)
-    assert not is_classes([str(i) for i in range(201)])
+    assert not is_classes([str(i) for i in range(201)] * 2)
 
     class Encoder(torch.nn.Conv2d):
         def to_latent(self, x: torch.Tensor) -> torch.Tensor:

@@ -111,6 +111,13 @@ def test_what_cannot_work_is_refused(wrong: dict[str, object]) -> None:
         QuickstartCfg(**wrong)  # type: ignore[arg-type]
 
 
+def test_what_is_drawn_does_not_go_among_the_masks(tmp_path: Path) -> None:
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(ConfigError, match="lies in the folder of your masks"):
+        quickstart.free_folder(str(tmp_path / "masks" / "out"), str(tmp_path / "masks"))
+    assert quickstart.free_folder(str(tmp_path / "masks-2"), str(tmp_path / "masks")) == tmp_path / "masks-2"
+
+
 @pytest.mark.slow(longest=True)
 def test_a_folder_without_captions_becomes_a_model_that_was_asked_for_its_geometry(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

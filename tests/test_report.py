@@ -16,7 +16,7 @@ from configs.run_folder import command_line, go_on, parted
 from configs.whole_file import file_hash
 from metrics.curves import LEFT, RIGHT, WIDTH, line_chart, number, smoothed
 from metrics.pictures import keep_picture, kept_pictures
-from metrics.run_report import read_columns, report_if_possible, write_report
+from metrics.run_report import data_words, read_columns, report_if_possible, write_report
 from scripts.report import main as report
 
 CSV = """epoch,step,loss,train/flow,train/consistency,train/consistency_d1,train/grad_norm,val/loss,val/flow,\
@@ -109,6 +109,17 @@ def test_a_stage_1_from_a_config_file_names_no_preset_for_stage_2(run_dir: Path)
     by = "bash scripts/train_stage_1.sh 'runs/a b/config.json' --train.max-steps 9"
     (run_dir / "run.json").write_text(json.dumps(run | {"kind": "autoencoder", "started_by": by}))
     assert "bash scripts/train_stage_2.sh PRESET --autoencoder" in Page(write_report(run_dir).read_text()).text
+
+
+def test_the_command_for_stage_2_names_the_masks_of_stage_1(run_dir: Path) -> None:
+    run = json.loads((run_dir / "run.json").read_text())
+    by = "bash scripts/train_stage_1.sh folder --data.source.train 'my masks' --data.batch-size 9 --data.image_size 128"
+    (run_dir / "run.json").write_text(json.dumps(run | {"kind": "autoencoder", "started_by": by}))
+    wanted = "train_stage_2.sh folder --data.source.train 'my masks' --data.image_size 128 --autoencoder"
+    assert wanted in Page(write_report(run_dir).read_text()).text
+    assert data_words(["data.source:mnist", "--data.source.root", "x", "sampler:flow", "--optim.lr", "1"]) == [
+        "data.source:mnist", "--data.source.root", "x",
+    ]  # fmt: skip
 
 
 def started(monkeypatch: pytest.MonkeyPatch, *argv: str, **env: int) -> str:
@@ -270,6 +281,23 @@ def test_a_folder_that_is_no_training_is_refused(tmp_path: Path, capsys: pytest.
         report([str(tmp_path)])
     assert end.value.code == 2
     assert "holds no config.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["config.json", "run.json", "evaluation.json"])
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "\udcff"])
+def test_a_damaged_file_is_said_in_a_sentence(
+    name: str, content: str, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run_dir / name).write_bytes(content.encode(errors="surrogateescape"))
+    with pytest.raises(SystemExit) as end:
+        report([str(run_dir)])
+    assert end.value.code == 2
+    assert "holds a file that is damaged, or no training's" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("values", [(1e20, 1e20), (1e-320, 1e-320), (0.0, 0.0), (-3.0, -3.0)])
+def test_a_chart_of_equal_values_has_an_axis(values: tuple[float, float]) -> None:
+    assert "<svg" in line_chart({"a": list(enumerate(values))}, "x")
 
 
 def test_a_picture_says_what_it_shows_and_others_are_left_out(run_dir: Path) -> None:

@@ -283,7 +283,9 @@ def test_a_file_too_large_or_named_twice_is_refused(tmp_path: Path, monkeypatch:
         ("nowhere", "is not there"), ("nowhere-*.tar", r"no tar file; make shards with \.venv/bin/python -m scripts"),
         ("pipe:touch {0}", "is no address"),
         ("file:///etc/passwd", "is no address"), ("ftp://x/y.tar", "is no address"), ("s-{0..99}.tar", "more than"),
-        ("a{0..1}.tar", "a0.tar is not there"),
+        ("a{0..1}.tar", "a0.tar is not there"), ("a{0..3.tar", "whose braces are no pattern"),
+        ("a{0..99999999999}.tar", "more than"), ("a{0..99999999999999999999999}.tar", "more than"),
+        ("a{0..98..2}.tar", "a0.tar is not there"),
     ],
 )  # fmt: skip
 def test_what_names_no_shards_is_refused_and_nothing_is_run(
