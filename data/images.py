@@ -27,6 +27,7 @@ MAX_PIXELS = 64_000_000
 _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 _ONE_COLOUR = 16  # levels that lossy compression may spread one colour over
 _GREY = (0.1, 0.9)
+_APART = 32
 _TOP = {"b": 1.0, "u1": 255.0, "u2": 65535.0, "i4": 2147483647.0, "f4": 1.0}
 
 
@@ -57,6 +58,18 @@ def read_mask(path: str | os.PathLike[str]) -> np.ndarray:
         DataError: no such file, not an image, damaged, or more than 64 million pixels.
     """
     return _warned(path, read_picture(path, rgb=False)).pixels
+
+
+def read_drawing(path: str | os.PathLike[str]) -> np.ndarray:
+    """``read_mask`` of a drawing: where that is all 0 or all 1, as of a grey pencil on paper, what is above the middle
+    between its darkest and its brightest value is 1, if these are an eighth of white apart.
+    """
+    mask = read_mask(path)
+    if 0 < mask.mean() < 1:
+        return mask
+    grey = read_picture(path, rgb=True).pixels.max(axis=-1).astype(np.int16)
+    low, high = int(grey.min()), int(grey.max())
+    return (2 * grey > low + high).astype(np.uint8) if high - low >= _APART else mask
 
 
 def read_rgb(path: str | os.PathLike[str]) -> np.ndarray:

@@ -69,7 +69,7 @@ def real(name: str, value: Any) -> float:
     """A number from a field of the page. Raises ConfigError."""
     try:
         number = float(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if not math.isfinite(number):
         raise ConfigError(f"{name} is {'empty' if value in (None, '') else repr(value)}, but it must be a number")

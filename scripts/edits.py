@@ -29,10 +29,10 @@ def read_sketch(cfg: GenerateCfg, module: Any) -> tuple[Tensor | None, dict[str,
     if not module.cfg.backbone.sketch:
         raise ConfigError(f"sketch is {cfg.sketch!r}, but this model reads none: train one that does with "
                           "--init MODEL --backbone.sketch 64 --sketch.only True, or start from a mask with --init-mask")
-    from data.images import read_mask
+    from data.images import read_drawing
 
     path = Path(cfg.sketch).expanduser()
-    return make_sketch(read_mask(path), cfg.sketch, module), {"sketch": file_hash(path)}
+    return make_sketch(read_drawing(path), cfg.sketch, module), {"sketch": file_hash(path)}
 
 
 def make_sketch(given: np.ndarray, name: str, module: Any) -> Tensor:

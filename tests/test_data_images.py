@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from data.fit import area_resize, fit_masks, fit_rgb
-from data.images import read_mask, read_picture, read_rgb
+from data.images import read_drawing, read_mask, read_picture, read_rgb
 from data.masks import DataError
 from tests.data_fixtures import LETTER
 
@@ -126,6 +126,13 @@ def test_a_palette_of_white_alone_is_full_and_one_of_another_colour_is_empty(tmp
     for colour, share in (((255, 255, 255), 1), ((0, 0, 0), 0), ((128, 0, 0), 0)):
         _indexed(np.zeros((4, 4), np.uint8), colour).save(tmp_path / "a.png")
         assert read_mask(tmp_path / "a.png").mean() == share
+
+
+def test_a_pale_drawing_is_told_from_its_paper_and_noise_is_not(tmp_path: Path) -> None:
+    for dark, light, told in ((140, 215, True), (20, 90, True), (250, 255, False)):
+        Image.fromarray(np.where(LETTER, dark, light).astype(np.uint8)).save(tmp_path / "a.png")
+        drawn = read_drawing(tmp_path / "a.png")
+        np.testing.assert_array_equal(drawn, 1 - LETTER if told else np.ones_like(LETTER))
 
 
 def test_palette_with_a_transparent_colour_is_read_by_its_alpha(tmp_path: Path) -> None:
