@@ -32,7 +32,7 @@ from configs.beginning import (
     taken_over,
 )
 from configs.cli import as_text, differences, from_dict, to_dict
-from configs.data_cfg import FolderSource
+from configs.data_cfg import EmbeddedSource, FolderSource
 from configs.diffusion_cfg import Stage2Cfg
 from configs.run_folder import (
     choose_run_dir,
@@ -304,8 +304,14 @@ def warn_of_known(cfg: Stage1Cfg | Stage2Cfg, known: str) -> None:
     """Say that a model learned from what is held out now: the split goes by a mask's pixels, which sizes have their
     own of. ``known`` is the fingerprint of the data of the model that ``cfg.init`` names.
     """
+    source = cfg.data.source
+    if not (
+        (isinstance(source, FolderSource) and not source.test)
+        or (isinstance(source, EmbeddedSource) and source.name != "collages64")
+    ):
+        return  # whose held-out masks are the same at each size
     (ours, size, _), (theirs, other, _) = (f"  {data}".rsplit(" ", 2) for data in (data_fingerprint(cfg.data), known))
-    if (ours, size) != (theirs, other) and ours == theirs and not getattr(cfg.data.source, "test", ""):
+    if ours == theirs and size != other:
         warnings.warn(
             f"init {cfg.init!r} was trained on the same masks at another size ({other}), where other ones are held "
             "out: it knows most of those held out here, and their numbers look better than they are. Name masks of "

@@ -56,7 +56,7 @@ def read_metadata(path: Path, root: Path) -> tuple[dict[Path, str | None], list[
 
     Wrong is a line that is not as it should be, a missing or doubly listed image, a path outside ``root``, and a file
     that lists nothing. ``file_name`` is relative to the folder of the metadata file; keys other than file_name and
-    text are ignored.
+    text are ignored, but refused where they are another name of captions and there is no text.
     """
     captions: dict[Path, str | None] = {}
     first_line: dict[Path, int] = {}
@@ -121,7 +121,7 @@ def _json_row(line: int, row: str, path: Path) -> Row:
         raise _bad(path, line, f"no file_name in {row.strip()[:80]!r}", remedy)
     caption = entry.get("text")
     if "text" not in entry and (meant := _MEANT.intersection(entry)):
-        raise _bad(path, line, f"captions are called {min(meant)!r}", "call them text")
+        raise _bad(path, line, f"captions are called {min(meant)!r}", "call them text, or otherwise if they are none")
     if not isinstance(caption, str | None):
         raise _bad(path, line, f"text is {str(caption)[:80]}, not a string", remedy)
     if caption and caption.encode("utf-8", "replace").decode() != caption:
@@ -131,7 +131,8 @@ def _json_row(line: int, row: str, path: Path) -> Row:
 
 def _csv_rows(text: str, path: Path) -> Iterator[Row | DataError]:
     remedy = "put text that holds commas in double quotes"
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=True)
+    blanks = ", " in text.split("\n", 1)[0]  # after each comma, also of the rows
+    reader = csv.reader(io.StringIO(text, newline=""), strict=True, skipinitialspace=blanks)
     try:
         header = [cell.strip().lower() for cell in next(reader, [])]
         if "file_name" not in header:
@@ -139,7 +140,8 @@ def _csv_rows(text: str, path: Path) -> Iterator[Row | DataError]:
             yield _bad(path, 1, found, "begin the file with file_name,text")
             return
         if "text" not in header and (meant := _MEANT.intersection(header)):
-            yield _bad(path, 1, f"the header calls captions {min(meant)!r}", "call that column text")
+            remedy = "call that column text, or otherwise if it is none"
+            yield _bad(path, 1, f"the header calls captions {min(meant)!r}", remedy)
             return
         for row in reader:
             if len(row) == len(header):

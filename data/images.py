@@ -9,8 +9,8 @@ How a pixel becomes foreground, by kind of file:
   is the mask (a black icon on nothing). Otherwise the image is put on black; a constant alpha above 0 is ignored.
 - **Palette**: every index but 0 is foreground, whatever its colour: it is a label map. The exception is a picture
   stored with a palette, since programs that reduce colours give the indices no meaning: it is read by its brightness,
-  as other colours are. It is told by black at another index than 0, or by greys, other than a plain ramp, that go from
-  black to white, or of which index 0 is not the darkest, or is white and all that there is.
+  as other colours are. It is told by shades of one colour, other than a plain ramp of greys, of which index 0 is not
+  the darkest; by greys from black to white; and by white alone in a palette of greys.
 """
 
 import os
@@ -28,6 +28,7 @@ _FORMATS = ("PNG", "JPEG", "BMP", "DIB", "TIFF", "WEBP", "GIF")
 _ONE_COLOUR = 16  # levels that lossy compression may spread one colour over
 _GREY = (0.1, 0.9)
 _APART = 32
+_SHADE = 4  # levels that a shade of a colour may lie beside it
 _TOP = {"b": 1.0, "u1": 255.0, "u2": 65535.0, "i4": 2147483647.0, "f4": 1.0}
 
 
@@ -194,19 +195,24 @@ def _palette_levels(image: Image.Image) -> np.ndarray:
     colours = np.zeros((256, 3), np.uint8)
     stored = np.array(image.getpalette("RGB") or [], np.uint8).reshape(-1, 3)[:256]
     colours[: len(stored)] = stored
-    return colours.max(axis=1)[indices] if _is_picture(used, colours) else indices != 0
+    return colours.max(axis=1)[indices] if _is_picture(used, stored) else indices != 0
 
 
-def _is_picture(used: np.ndarray, colours: np.ndarray) -> bool:
-    """Whether the indices [N] that are used stand for nothing but the brightness of their colours [256,3]."""
-    level = colours[used].max(axis=1)
-    grey = bool((colours[used] == level[:, None]).all())
+def _is_picture(used: np.ndarray, stored: np.ndarray) -> bool:
+    """Whether the indices [N] that are used stand for nothing but the brightness of their colours, of stored [M,3]."""
+    if used[-1] >= len(stored):  # such as 255 for what is to be ignored
+        return False
+    shown = stored[used].astype(np.int64)
+    level = shown.max(axis=1)
+    brightest = shown[level.argmax()]
+    grey = bool((shown == level[:, None]).all())
     if grey and np.array_equal(level, used):
         return False
-    if colours[0].any() and (level[used > 0] == 0).any():
-        return True
-    first_is_lighter = used[0] == 0 and bool((level[0] > level[1:]).any() or (len(used) == 1 and level[0] == 255))
-    return grey and (first_is_lighter or (level.min() == 0 and level.max() == 255))
+    shades = np.abs(shown * brightest.max() - level[:, None] * brightest).max() <= _SHADE * brightest.max()
+    if len(used) == 1:
+        return bool(used[0] == 0 and grey and level[0] == 255 and (stored == stored[:, :1]).all())
+    first_is_lighter = used[0] == 0 and bool((level[0] > level[1:]).any())
+    return bool(shades and first_is_lighter) or bool(grey and level.min() == 0 and level.max() == 255)
 
 
 def _rgb(image: Image.Image) -> np.ndarray:

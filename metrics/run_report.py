@@ -273,7 +273,7 @@ def commands(run_dir: Path, run: Mapping[str, Any], cfg: Mapping[str, Any], pict
     last = shlex.quote(f"{folder}/{run['checkpoint']}")
     started = run.get("started_by", "")
     preset = next(iter(parted(started)[1]), "-")
-    preset = "PRESET" if preset.startswith("-") or preset.endswith(".json") else preset
+    preset = "PRESET" if preset.startswith("-") or ":" in preset or preset.endswith(".json") else preset
     again = {"--train.run-dir": folder, "--train.resume": "auto"}
     if run["status"] == "complete":
         again["--train.max-steps"] = str(2 * int(cfg["train"]["max_steps"]))

@@ -48,7 +48,7 @@ def main(argv: list[str] | None = None) -> None:
         path = checkpoint_path(cfg.checkpoint)
         beside = Path("runs") / path.stem if path.parent == FOLDER else path.parent
         out = Path(cfg.out).expanduser() if cfg.out else beside / "evaluation.json"
-        require_writable(out)
+        require_writable(out, cfg.sketches)
         print(f"{as_text(cfg)}\nmodel: {path}", flush=True)
         module = load_mask_model(path, choose_device(cfg.accelerator))
         if module.cfg.data.channels != 1:
@@ -69,7 +69,7 @@ def main(argv: list[str] | None = None) -> None:
             report_if_possible(path.parent)
 
 
-def require_writable(out: Path) -> None:
+def require_writable(out: Path, sketches: bool) -> None:
     """Raises ConfigError where a file cannot be written, before minutes go into what it is to hold."""
     if out.is_dir():
         raise ConfigError(f"out is {str(out)!r}, which is a folder: name a file, such as {out / 'evaluation.json'}")
@@ -77,10 +77,11 @@ def require_writable(out: Path) -> None:
         better = out.with_suffix(".json")
         raise ConfigError(f"out is {str(out)!r}, but the figure goes there: name the report, such as {better}")
     if not is_evaluation(out):  # one is replaced by the next, with its pictures
-        for theirs in (out, out.with_suffix(".png"), out.with_name(f"{out.stem}-sketches.png")):
+        pictures = [out.with_suffix(".png"), *([out.with_name(f"{out.stem}-sketches.png")] if sketches else [])]
+        for theirs in (out, *pictures):
             if os.path.lexists(theirs):
-                raise ConfigError(f"{theirs} is of no earlier evaluation, so it is not overwritten: move it away, or "
-                                  "name another file with --out")  # fmt: skip
+                raise ConfigError(f"{theirs} is not overwritten, since {out.name} is no earlier evaluation, which it "
+                                  "would belong to: move it away, or name another file with --out")  # fmt: skip
     there = next(folder for folder in out.absolute().parents if folder.exists())
     if not there.is_dir() or not os.access(there, os.W_OK) or (out.exists() and not os.access(out, os.W_OK)):
         raise ConfigError(f"{out} cannot be written: name another file with --out")
@@ -226,7 +227,8 @@ def choose_judge(module: Any, train: MaskSet, cfg: EvaluateCfg) -> tuple[Judge, 
 
     if not is_classes(train.prompts):
         kinds = len(set(train.prompts))
-        why = f"no prompt accuracy: {kinds} different prompts are no classes (2 to {MOST_CLASSES} names would be)"
+        why = (f"no prompt accuracy: {kinds} different prompts are no classes (2 to {MOST_CLASSES} would be, with two "
+               "masks each on average)")  # fmt: skip
         judge = encoder_judge(module.autoencoder)
         return judge, {"features": judge.name, "note": why}
     started = time.perf_counter()

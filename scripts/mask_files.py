@@ -187,16 +187,9 @@ def require_own(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
     if cfg.resume and not cfg.overwrite and not cfg.imagefolder:
         return  # nothing that is there is touched
     manifests = [path for path in (out / PLAN, out / MANIFEST) if path.is_file()]
-    if (out / METADATA).is_file() and (cfg.overwrite or cfg.imagefolder):
-        with (out / METADATA).open(encoding="utf-8", errors="replace") as file:
-            lines = file.readlines()
-        own = False
-        for path in manifests:
-            with path.open(encoding="utf-8", errors="replace") as file:
-                own = own or all(a == b for a, b in zip_longest(lines, map(metadata_line, file)))
-        if not own:
-            raise FileExistsError(f"{out / METADATA} is of no generation, or its captions were changed since: move it "
-                                  "away, or name another folder")  # fmt: skip
+    if (out / METADATA).is_file() and not any(same_captions(out / METADATA, path) for path in manifests):
+        raise FileExistsError(f"{out / METADATA} is of no generation, or its captions were changed since: move it "
+                              "away, or name another folder")  # fmt: skip
     if not cfg.overwrite:
         return
     names = (plan.name(number, steps) for steps in plan.steps for number in range(len(plan)))
@@ -205,10 +198,18 @@ def require_own(out: Path, plan: Plan, cfg: GenerateCfg) -> None:
         with path.open(encoding="utf-8", errors="replace") as lines_of:
             for line in lines_of:
                 if listed := LISTED.search(line):
-                    files -= {listed[1], listed[1].removesuffix("png") + "svg"}
+                    files.discard(listed[1])
+                    if '"svg": true' in line:
+                        files.discard(listed[1].removesuffix("png") + "svg")
     if theirs := sorted(name for name in files if cfg.svg or name.endswith("png")):
         raise FileExistsError(f"out is {str(out)!r}, which holds {theirs[0]}, a name that is to be written, of no "
                               "earlier generation: move it away, or name another folder")  # fmt: skip
+
+
+def same_captions(metadata: Path, manifest: Path) -> bool:
+    """Whether a metadata.jsonl is what ``write_metadata`` writes for a manifest."""
+    with metadata.open(encoding="utf-8", errors="replace") as found, manifest.open(encoding="utf-8") as file:
+        return all(line == own for line, own in zip_longest(found, map(metadata_line, file)))
 
 
 def metadata_line(line: str) -> str:

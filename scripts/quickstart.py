@@ -86,13 +86,14 @@ def free_folder(name: str, data: str = "") -> Path:
     """The folder to write to; nothing is made yet. ``data`` is that of the masks, which it may not lie in."""
     if not name:
         names = (f"quickstart-{number}" if number > 1 else "quickstart" for number in range(1, 10**6))
-        return next(path for own in names if not (path := Path("runs") / own).exists())
-    out = Path(name).expanduser()
+        out = next(path for own in names if not (path := Path("runs") / own).exists())
+    else:
+        out = Path(name).expanduser()
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"out is {name!r}, which is not an empty folder: name another one")
     if data and out.resolve().is_relative_to(Path(data).expanduser().resolve()):
-        raise ConfigError(f"out is {name!r}, which lies in the folder of your masks, so that what is drawn would be "
-                          "taken for more of them: name a folder elsewhere")  # fmt: skip
+        raise ConfigError(f"out is {str(out)!r}, which lies in the folder of your masks, so that what is drawn would "
+                          "be taken for more of them: name a folder elsewhere")  # fmt: skip
     return out
 
 

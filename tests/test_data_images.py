@@ -65,6 +65,9 @@ KINDS: dict[str, Callable[[], Image.Image]] = {
     "label_map_ramp.png": lambda: _indexed(LETTER * np.uint8(3), *[(i, i, i) for i in range(256)]),
     "reduced_colours.png": lambda: Image.fromarray(L255).quantize(2),
     "reduced_swapped.png": lambda: _indexed(1 - LETTER, (255, 255, 255), (0, 0, 0)),
+    "label_map_outlined.png": lambda: _indexed(LETTER * (1 + np.arange(6, dtype=np.uint8) // 3),
+                                               (255, 255, 255), (255, 0, 0), (0, 0, 0)),
+    "label_map_ignored.png": lambda: _indexed(LETTER * np.uint8(255), (129, 127, 38), (120, 69, 125)),
     "reduced_red.png": lambda: _indexed(1 - LETTER, (255, 0, 0), (0, 0, 0)),
     "reduced_levels.png": lambda: _indexed(1 - LETTER, (235, 235, 235), (16, 16, 16)),
     "reduced_by_pillow.gif": lambda: Image.fromarray(np.dstack([L255 // 255 * 200] * 3)),
@@ -123,8 +126,9 @@ def test_an_image_of_one_value_is_all_one_or_the_other(image: Image.Image, value
 
 
 def test_a_palette_of_white_alone_is_full_and_one_of_another_colour_is_empty(tmp_path: Path) -> None:
-    for colour, share in (((255, 255, 255), 1), ((0, 0, 0), 0), ((128, 0, 0), 0)):
-        _indexed(np.zeros((4, 4), np.uint8), colour).save(tmp_path / "a.png")
+    white, black, red = (255, 255, 255), (0, 0, 0), (255, 0, 0)
+    for colours, share in (((white,), 1), ((white, black), 1), ((black,), 0), ((red,), 0), ((white, red), 0)):
+        _indexed(np.zeros((4, 4), np.uint8), *colours).save(tmp_path / "a.png")
         assert read_mask(tmp_path / "a.png").mean() == share
 
 

@@ -355,7 +355,7 @@ def test_a_name_that_the_terminal_cannot_show_is_no_error(encoding: str, monkeyp
 @pytest.mark.parametrize(("out", "said"), [
     ("", "which is a folder: name a file"), ("file/evaluation.json", "cannot be written"),
     ("result.png", "result.png', but the figure goes there: name the report"),
-    ("notes.json", "notes.json is of no earlier evaluation"), ("other.json", "other.png is of no earlier evaluation"),
+    ("notes.json", "notes.json is not overwritten"), ("other.json", "other.png is not overwritten, since other.json"),
 ])  # fmt: skip
 def test_a_judgement_that_could_not_be_written_is_not_begun(
     out: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -371,7 +371,11 @@ def test_a_judgement_that_could_not_be_written_is_not_begun(
 def test_an_evaluation_is_replaced_by_the_next(tmp_path: Path) -> None:
     (tmp_path / "evaluation.json").write_text('{"checkpoint_sha256": "ab"}')
     (tmp_path / "evaluation.png").touch()
-    require_writable(tmp_path / "evaluation.json")
+    require_writable(tmp_path / "evaluation.json", True)
+    (tmp_path / "x-sketches.png").touch()
+    require_writable(tmp_path / "x.json", False)
+    with pytest.raises(ConfigError, match=r"x-sketches\.png is not overwritten"):
+        require_writable(tmp_path / "x.json", True)
 
 
 def test_a_training_that_is_refused_after_its_data_were_read_leaves_nothing(

@@ -16,8 +16,9 @@ from autoencoder import AutoencoderModule, load_autoencoder
 from configs.autoencoder_cfg import AutoencoderCfg, ImportedCfg, MaskLossCfg, Stage1Cfg
 from configs.beginning import grown
 from configs.checks import ConfigError
-from configs.data_cfg import DataCfg
+from configs.data_cfg import DataCfg, MnistSource
 from configs.diffusion_cfg import SketchCfg
+from data.sources import data_fingerprint
 from diffusion import DiffusionModule, load_diffusion
 from models.checkpoint import CheckpointError
 from models.sketch import looked_at
@@ -268,6 +269,8 @@ def test_a_damaged_stage_1_that_is_newer_is_passed_over(
 def test_a_model_that_knows_the_held_out_masks_is_warned_of(recwarn: pytest.WarningsRecorder) -> None:
     for known in ("embedded:animals32 32px 1ch", "embedded:icons64 64px 1ch", "embedded:animals32"):
         warn_of_known(replace(TINY_2, init="m"), known)
+    mnist = replace(TINY_2.data, source=MnistSource(), image_size=64)  # has masks of its own to test with
+    warn_of_known(replace(TINY_2, init="m", data=mnist), data_fingerprint(replace(mnist, image_size=32)))
     assert not recwarn.list
     with pytest.warns(UserWarning, match=r"the same masks at another size \(64px\)"):
         warn_of_known(replace(TINY_2, init="m"), "embedded:animals32 64px 1ch")

@@ -117,6 +117,10 @@ def test_the_command_for_stage_2_names_the_masks_of_stage_1(run_dir: Path) -> No
     (run_dir / "run.json").write_text(json.dumps(run | {"kind": "autoencoder", "started_by": by}))
     wanted = "train_stage_2.sh folder --data.source.train 'my masks' --data.image_size 128 --autoencoder"
     assert wanted in Page(write_report(run_dir).read_text()).text
+    by = "bash scripts/train_stage_1.sh data.source:folder --data.source.train x"
+    (run_dir / "run.json").write_text(json.dumps(run | {"kind": "autoencoder", "started_by": by}))
+    shown = Page(write_report(run_dir).read_text()).text
+    assert "train_stage_2.sh PRESET data.source:folder --data.source.train x --autoencoder" in shown
     assert data_words(["data.source:mnist", "--data.source.root", "x", "sampler:flow", "--optim.lr", "1"]) == [
         "data.source:mnist", "--data.source.root", "x",
     ]  # fmt: skip
