@@ -94,6 +94,10 @@ def measure(cfg: BenchmarkCfg) -> dict[str, Any]:
     from scripts.seeded import choose_device
 
     device = choose_device(cfg.accelerator)
+    if cfg.json:  # where it cannot be written, minutes would have gone into nothing
+        Path(cfg.json).parent.mkdir(parents=True, exist_ok=True)
+        with Path(cfg.json).open("a"):
+            pass
     stage_2 = STAGE_2[cfg.preset]()
     # Beside others with AdamW, which they have, and so that objectives and number formats differ by themselves alone.
     stage_2 = replace(stage_2, optim=replace(stage_2.optim, muon_lr=0.0))

@@ -43,6 +43,7 @@ def make_shards(cfg: MakeShardsCfg) -> Path:
         FileExistsError: the folder is already there, or another process is writing it.
         ModuleNotFoundError: webdataset is not installed.
     """
+    from data.masks import DataError
     from data.shards import package
     from data.sources import all_pieces, prepare
 
@@ -62,6 +63,9 @@ def make_shards(cfg: MakeShardsCfg) -> Path:
     try:
         for name, masks in all_pieces(cfg.data).items():
             shards, samples = write_part(part, name, masks, cfg.samples)
+            if not samples:
+                raise DataError(f"{name} has no mask that can be used: .venv/bin/python -m scripts.check_data FOLDER "
+                                "tells why")  # fmt: skip
             print(f"{name}: {samples:,} masks in {shards} shards", flush=True)
         os.rename(part, out)
     except BaseException:

@@ -17,6 +17,7 @@ from configs.benchmark_cfg import BenchmarkCfg
 from configs.checks import ConfigError
 from configs.cli import parse
 from configs.sampler_cfg import FlowCfg
+from scripts.benchmark import measure
 from scripts.benchmarks import generation, rivals, training
 from scripts.benchmarks import report as report_module
 from scripts.benchmarks.generation import peak_memory
@@ -80,6 +81,14 @@ def test_the_command_line_takes_quick_as_a_switch_and_refuses_what_is_not_there(
     for wrong in ({"preset": "icon"}, {"only": ("speed",)}, {"repeats": -1}):
         with pytest.raises(ConfigError):
             BenchmarkCfg(**wrong)
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("scripts.benchmarks.training.waiting", lambda *_: pytest.fail("measured"))
+    with pytest.raises(OSError, match="directory"):
+        measure(BenchmarkCfg(json=str(tmp_path), only=("data",)))
 
 
 @pytest.mark.slow

@@ -387,6 +387,12 @@ def test_shards_are_there_whole_or_not_at_all(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="5 of 35 images cannot be used"):
         make_shards(MakeShardsCfg(cfg, str(tmp_path / "out")))
     assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/a.png").write_bytes(b"no picture")
+    none = replace(cfg, source=FolderSource(str(tmp_path / "broken"), max_bad=1.0))
+    with pytest.raises(DataError, match=r"train has no mask that can be used: .*check_data FOLDER tells why"):
+        make_shards(MakeShardsCfg(none, str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
     some = replace(cfg, source=replace(cfg.source, max_bad=0.5))
     with pytest.warns(UserWarning, match="skipped"):
         out = make_shards(MakeShardsCfg(some, str(tmp_path / "out")))
