@@ -15,6 +15,7 @@ How a pixel becomes foreground, by kind of file:
 
 import os
 import warnings
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import IO
 
@@ -29,7 +30,10 @@ _ONE_COLOUR = 16  # levels that lossy compression may spread one colour over
 _GREY = (0.1, 0.9)
 _APART = 32
 _SHADE = 4  # levels that a shade of a colour may lie beside it
-_TOP = {"b": 1.0, "u1": 255.0, "u2": 65535.0, "i4": 2147483647.0, "f4": 1.0}
+_TOP = {"b": 1.0, "u1": 255.0, "u2": 65535.0, "u4": 4294967295.0, "i4": 2147483647.0, "f4": 1.0}
+_SAMPLES = 339  # the TIFF tag that says how numbers are stored
+_UNSIGNED = (1,)
+_BAND = 1 << 21  # pixels that are worked on at a time, since some steps need many times what they are stored in
 
 
 def shown(path: str | os.PathLike[str]) -> str:
@@ -105,10 +109,10 @@ def decode_picture(file: str | os.PathLike[str] | IO[bytes], name: str, rgb: boo
         with Image.open(file, formats=_FORMATS) as image:
             _check_size(image)
             frames = getattr(image, "n_frames", 1)
-            upright = ImageOps.exif_transpose(image)
+            ImageOps.exif_transpose(image, in_place=True)
             if rgb:
-                return Picture(_rgb(upright), frames=frames)
-            levels = _levels(upright)
+                return Picture(_rgb(image), frames=frames)
+            levels = _levels(image)
             return Picture(_binarise(levels), _grey(levels), frames, _labels(levels))
     except DataError as error:
         raise DataError(f"{name} {error}") from None
@@ -137,12 +141,29 @@ def _has_alpha(image: Image.Image) -> bool:
 def _levels(image: Image.Image) -> np.ndarray:
     """[H,W] of bool, integer or float, brighter where there is more foreground."""
     if _has_alpha(image):
-        return _alpha_levels(np.asarray(image.convert("RGBA")))
+        return _alpha_levels(image)
     if image.mode == "P":
         return _palette_levels(image)
     if image.mode == "1" or image.mode == "L" or image.mode[0] in "IF":
-        return np.asarray(image)
-    return np.asarray(image.convert("RGB")).max(axis=-1)
+        return _numbers(image)
+    return _banded(image, lambda band: np.asarray(band.convert("RGB")).max(axis=-1))
+
+
+def _numbers(image: Image.Image) -> np.ndarray:
+    unsigned = image.mode == "I" and getattr(image, "tag_v2", {}).get(_SAMPLES) == _UNSIGNED
+    return np.asarray(image).view(np.uint32) if unsigned else np.asarray(image)  # Pillow takes them as signed
+
+
+def _bands(image: Image.Image) -> Iterator[Image.Image]:
+    """The image, cut into pieces of its full width."""
+    rows = max(1, _BAND // image.width)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height)))
+
+
+def _banded(image: Image.Image, work: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    """What ``work`` makes of each piece, joined."""
+    return np.concatenate([work(band) for band in _bands(image)])
 
 
 def _binarise(values: np.ndarray) -> np.ndarray:
@@ -174,14 +195,29 @@ def _labels(levels: np.ndarray) -> int:
     return values if values > 1 else 0
 
 
-def _alpha_levels(rgba: np.ndarray) -> np.ndarray:
-    colour, alpha = rgba[..., :3], rgba[..., 3]
-    if alpha.min() == alpha.max():
-        return colour.max(axis=-1) if alpha.max() else np.zeros_like(alpha)
-    visible = colour[alpha > alpha.max() // 2]
-    if np.ptp(visible, axis=0).max() <= _ONE_COLOUR:
+def _alpha_levels(image: Image.Image) -> np.ndarray:
+    alpha = _banded(image, lambda band: _rgba(band)[..., 3])
+    largest = alpha.max()
+    if alpha.min() == largest:
+        return _banded(image, lambda band: _rgba(band)[..., :3].max(axis=-1)) if largest else np.zeros_like(alpha)
+    if _one_visible_colour(image, largest // 2):
         return alpha
-    return _on_black(rgba).max(axis=-1)
+    return _banded(image, lambda band: _on_black(_rgba(band)).max(axis=-1))
+
+
+def _rgba(image: Image.Image) -> np.ndarray:
+    return np.asarray(image.convert("RGBA"))
+
+
+def _one_visible_colour(image: Image.Image, hidden: int) -> bool:
+    """Whether all pixels of which alpha is above ``hidden`` share a colour, as far as lossy compression lets them."""
+    low, high = np.full(3, 255, np.uint8), np.zeros(3, np.uint8)
+    for band in _bands(image):
+        rgba = _rgba(band)
+        visible = rgba[rgba[..., 3] > hidden][:, :3]
+        low = np.minimum(low, visible.min(axis=0, initial=255))
+        high = np.maximum(high, visible.max(axis=0, initial=0))
+    return bool((high - low).max() <= _ONE_COLOUR)
 
 
 def _on_black(rgba: np.ndarray) -> np.ndarray:
@@ -217,9 +253,9 @@ def _is_picture(used: np.ndarray, stored: np.ndarray) -> bool:
 
 def _rgb(image: Image.Image) -> np.ndarray:
     if _has_alpha(image):
-        return _on_black(np.asarray(image.convert("RGBA")))
+        return _banded(image, lambda band: _on_black(_rgba(band)))
     if image.mode[0] in "IF":
-        values = np.asarray(image).astype(np.float64)
+        values = _numbers(image).astype(np.float64)
         if not np.isfinite(values).all():
             raise DataError("holds values that are not finite numbers; write it again as an 8-bit image")
         top = 1.0 if image.mode == "F" else 65535.0

@@ -101,6 +101,16 @@ def test_grey_is_what_lies_between_the_outer_tenths_of_the_files_own_range(
     assert read_picture(tmp_path / name, rgb=False).grey == share
 
 
+def test_32_bits_without_a_sign_reach_twice_as_far(tmp_path: Path) -> None:
+    file = tmp_path / "a.tif"
+    Image.fromarray(-LETTER.astype(np.int32)).save(file)
+    assert not read_mask(file).any()
+    signed, unsigned = (struct.pack("<HHIHH", 339, 3, 1, kind, 0) for kind in (2, 1))  # SampleFormat
+    file.write_bytes(file.read_bytes().replace(signed, unsigned))
+    np.testing.assert_array_equal(read_mask(file), LETTER)
+    np.testing.assert_array_equal(read_rgb(file), np.dstack([L255] * 3))
+
+
 def test_jpeg_artefacts_do_not_become_foreground(tmp_path: Path) -> None:
     large = np.kron(L255, np.ones((8, 8), np.uint8))
     Image.fromarray(large).save(tmp_path / "a.jpg", quality=60)
@@ -179,6 +189,19 @@ def test_rgb_files_keep_their_values_and_masks_become_black_and_white(tmp_path: 
     np.testing.assert_array_equal(read_rgb(tmp_path / "rgba.png"), np.rint(rgb * (128 / 255)).astype(np.uint8))
     for name in ("16.png", "float.tif"):
         np.testing.assert_array_equal(read_rgb(tmp_path / name), np.dstack([L255] * 3))
+
+
+def test_large_images_are_read_in_bands_that_change_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("data.images._BAND", 13)  # two rows of six at a time
+    for kind in ("black_on_nothing.png", "opaque_in_the_middle.png", "rgb.png"):
+        KINDS[kind]().save(tmp_path / kind)
+        np.testing.assert_array_equal(read_mask(tmp_path / kind), LETTER)
+    colours = np.random.default_rng(0).integers(0, 256, (7, 6, 4), np.uint8)
+    Image.fromarray(colours).save(tmp_path / "a.png")
+    banded = read_mask(tmp_path / "a.png"), read_rgb(tmp_path / "a.png")
+    monkeypatch.undo()
+    for one, whole in zip(banded, (read_mask(tmp_path / "a.png"), read_rgb(tmp_path / "a.png")), strict=True):
+        np.testing.assert_array_equal(one, whole)
 
 
 def test_every_colour_under_every_alpha_is_put_on_black_to_the_nearest_value(tmp_path: Path) -> None:
