@@ -1,5 +1,6 @@
 """Stage 2's network: a wavelet UNet or a Diffusion Transformer."""
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -35,7 +36,7 @@ class BackboneCfg:
         require(self.width % 32 == 0, "backbone.width", self.width, "a multiple of 32")
         require(self.width % self.head_channels == 0, "backbone.head_channels", self.head_channels,
                 f"a divisor of backbone.width ({self.width})")
-        require(self.fastest_rate > 1, "backbone.fastest_rate", self.fastest_rate, "above 1")
+        require(1 < self.fastest_rate < math.inf, "backbone.fastest_rate", self.fastest_rate, "a number above 1")
         require(self.sketch >= 0 and self.sketch % 32 == 0, "backbone.sketch", self.sketch, "0 or a multiple of 32")
         fraction("backbone.dropout", self.dropout, below_one=True)
         one_of("backbone.attention", self.attention, ("auto", "sdpa", "xformers"))

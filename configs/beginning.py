@@ -6,7 +6,7 @@ from configs.autoencoder_cfg import ImportedCfg, Stage1Cfg
 from configs.backbone_cfg import BackboneCfg, UNetCfg
 from configs.checks import ConfigError, require
 from configs.diffusion_cfg import Stage2Cfg
-from configs.sampler_cfg import FlowMapCfg, TrajectoryCfg
+from configs.sampler_cfg import FlowMapCfg, LagrangianCfg, MeanFlowCfg, TrajectoryCfg
 
 
 def require_curriculum(cfg: Stage2Cfg) -> None:
@@ -85,6 +85,8 @@ def taken_over(cfg: Stage2Cfg, source: Stage2Cfg) -> Stage2Cfg:
         raise ConfigError("sketch.only is True, but there is no encoder of sketches to train: set backbone.sketch, "
                           "such as 64")  # fmt: skip
     require_teacher(cfg, source)
+    if not cfg.critic.width and not cfg.reader.only:
+        require_inputs(cfg, source)
     own = replace(source.reader, only=False, width=reader_width(cfg, source))
     return going_on(cfg, replace(source, backbone=replace(source.backbone, sketch=asked), reader=own))
 
@@ -111,6 +113,17 @@ def reader_width(cfg: Stage2Cfg, source: Stage2Cfg) -> int:
         raise ConfigError(f"reader.width is {asked}, but init {cfg.init!r} has no reader, and it is trained after the "
                           "network, with reader.only True: leave it at 0 here")  # fmt: skip
     return there or asked
+
+
+def require_inputs(cfg: Stage2Cfg, source: Stage2Cfg) -> None:
+    """Raises ConfigError where the network of ``cfg.init`` does not take what the objective of ``cfg`` asks it."""
+    if isinstance(cfg.sampler, FlowMapCfg):
+        require(cfg.sampler.most_guidance == 0 or source.backbone.guidance_input, "sampler.most_guidance",
+                cfg.sampler.most_guidance, f"0, since the network of init {cfg.init!r} has no input for guidance")
+    if isinstance(cfg.sampler, (MeanFlowCfg, LagrangianCfg)):
+        fastest, theirs = 1 / cfg.sampler.probe, source.backbone.fastest_rate
+        require(theirs <= fastest, "init", cfg.init, f"a model whose backbone.fastest_rate is at most 1/sampler.probe "
+                f"({fastest:g}) for objectives that differentiate in time, and that of this one is {theirs:g}")
 
 
 def require_teacher(cfg: Stage2Cfg, source: Stage2Cfg) -> None:

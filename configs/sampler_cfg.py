@@ -100,6 +100,7 @@ class FlowMapCfg(FlowCfg):
         fraction("sampler.one_step_atom", self.one_step_atom)
         one_of("sampler.jumps", self.jumps, JUMPS)
         non_negative("sampler.train_guidance", self.train_guidance)
+        non_negative("sampler.most_guidance", self.most_guidance)
         require(self.most_guidance == 0 or self.most_guidance >= self.train_guidance >= 1, "sampler.most_guidance",
                 self.most_guidance, f"0, or at least train_guidance ({self.train_guidance:g}), which must be 1 or more")
         fraction("sampler.begin", self.begin, below_one=True)

@@ -68,7 +68,8 @@ def train_classifier(
         order = torch.Generator().manual_seed(seed)
         labels = torch.tensor([net.index[p] for p in prompts])
         optimiser = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=0.2)
+        warm = 0.2 if steps != 5 else 0.3  # torch divides by 0.2 * steps - 1
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=steps, pct_start=warm)
         net.train()
         for step in tqdm(range(1, steps + 1), desc="classifier", disable=not progress, leave=False):
             rows = torch.randint(len(images), (min(batch_size, len(images)),), generator=order)

@@ -1,5 +1,6 @@
 """An evaluation in numbers and in a table."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 def summary(values: list[float]) -> dict[str, float]:
     """Mean, and with several values their standard deviation."""
     mean = {"mean": statistics.fmean(values)}
-    return mean | {"std": statistics.stdev(values)} if len(values) > 1 else mean
+    if len(values) == 1:
+        return mean
+    numbers = all(map(math.isfinite, values))  # or Python 3.11 has no deviation of them, but an AttributeError
+    return mean | {"std": statistics.stdev(values) if numbers else math.nan}
 
 
 def summaries(results: list[dict[str, float]]) -> dict[str, dict[str, float]]:
-    """``summary`` of each number that all repetitions have."""
-    return {key: summary([one[key] for one in results]) for key in keys_of_all(results)}
+    """``summary`` of each number that all repetitions have, and that is one: empty masks have no eccentricity."""
+    found = {key: [one[key] for one in results] for key in keys_of_all(results)}
+    return {key: summary(values) for key, values in found.items() if not any(map(math.isnan, values))}
 
 
 def keys_of_all(results: Sequence[Mapping[str, Any]]) -> list[str]:

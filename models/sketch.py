@@ -13,7 +13,8 @@ from models.blocks import ResBlock
 CELL = 4  # pixels of a sketch, each way, for one of the latent
 BLOCKS = 2  # residual blocks of a level
 WOBBLE = 1 / 24  # of the mask's side: the largest standard deviation of a hand's error
-COARSEST = 8  # a made sketch has details of at least side / 8 in some rows
+DEGREES = (1, 2, 4, 8)
+"""Of detail: the cells of made sketches, in pixels."""
 LINE = 1 / 64  # of the mask's side: width of a thin outline, and half of a thick one
 
 
@@ -64,7 +65,8 @@ def rough_sketch(masks: Tensor) -> Tensor:
     moved = F.grid_sample(masks, _unsteady(masks), align_corners=False)[order]
     level = 0.25 + 0.25 * torch.rand(rows, 1, 1, 1, device=masks.device)  # above it, a cell is drawn
     parts = []
-    for part, coarse in zip(moved.tensor_split(4), (1, 2, 4, COARSEST), strict=True):
+    first = int(torch.randint(len(DEGREES), ())) if rows % len(DEGREES) else 0  # or it would be of the spare rows
+    for part, coarse in zip(moved.tensor_split(len(DEGREES)), DEGREES[first:] + DEGREES[:first], strict=True):
         cells = F.adaptive_avg_pool2d(part, max(1, side // coarse))
         parts.append(F.interpolate(cells, masks.shape[-2:], mode="bilinear"))
     filled = (torch.cat(parts)[order.argsort()] > level).to(masks)

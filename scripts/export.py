@@ -19,6 +19,9 @@ from configs.shipped import FOLDER, checkpoint_path
 from configs.whole_file import file_hash, write_text, write_whole
 from scripts.run import refuse_kindly
 
+DECIDES = ("prediction", "train_guidance", "most_guidance", "schedule", "timesteps", "zero_terminal_snr")
+"""Settings of samplers that decide what the answers of a network mean."""
+
 
 def main(argv: list[str] | None = None) -> None:
     cfg: ExportCfg = parse(ExportCfg, argv, "python -m scripts.export", "Write a model as one file.")
@@ -112,8 +115,8 @@ def blend(content: dict[str, Any], cfg: ExportCfg) -> dict[str, Any]:
         for part in ("backbone", "text"):
             if getattr(own, part) != getattr(theirs, part):
                 raise ValueError(f"their settings of {part} differ")
-        answers = [(type(cfg.sampler), getattr(cfg.sampler, "prediction", "")) for cfg in (own, theirs)]
-        if answers[0] != answers[1]:
+        one_by_one = [[getattr(each.sampler, name, None) for name in DECIDES] for each in (own, theirs)]
+        if type(own.sampler) is not type(theirs.sampler) or one_by_one[0] != one_by_one[1]:
             raise ValueError("what their networks answer differs (sampler)")
         mean = blended(one, two, cfg.share)
     except ValueError as reason:

@@ -1,6 +1,7 @@
 """Configs validate, travel as plain values, and the command line helps."""
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -75,6 +76,8 @@ def test_foreign_fields_and_kinds_are_refused() -> None:
         (lambda: AutoencoderCfg(multipliers=(1,)), "autoencoder.multipliers"),
         (lambda: UNetCfg(width=65), "backbone.width is 65"),
         (lambda: UNetCfg(head_channels=48), "a divisor of backbone.width"),
+        (lambda: UNetCfg(fastest_rate=math.inf), "backbone.fastest_rate is inf"),
+        (lambda: ShortcutCfg(most_guidance=math.inf), "sampler.most_guidance is inf"),
         (lambda: UNetCfg(gate="sum", gates=False), "concat where backbone.gates is off"),
         (lambda: UNetCfg(conv_kernel=5), "backbone.conv_kernel is 5"),  # type: ignore[arg-type]  # the point
         (lambda: DiTCfg(patch_size=3), "backbone.patch_size is 3"),  # type: ignore[arg-type]  # the point

@@ -27,7 +27,7 @@ from configs.data_cfg import AugmentCfg, DataCfg, EmbeddedSource, FolderSource
 from configs.diffusion_cfg import EMACfg, Stage2Cfg
 from configs.generate_cfg import GenerateCfg
 from configs.run_folder import LOCK, choose_run_dir, is_first, lock, newest_complete, put_right, release
-from configs.sampler_cfg import FlowCfg, ShortcutCfg, TrajectoryCfg
+from configs.sampler_cfg import FlowCfg, MeanFlowCfg, ShortcutCfg, TrajectoryCfg
 from configs.trainer_cfg import TrainerCfg
 from configs.whole_file import same_file, write_text
 from data import embedded
@@ -74,6 +74,10 @@ JUMPS = TrajectoryCfg(train_guidance=2.0, jumps_from=0.0)
     (Stage2Cfg(sampler=TrajectoryCfg(begin=0.7, jumps_from=0.5)), "is 0.5, but it must be above sampler.begin (0.7)"),
     (Stage2Cfg(init="animals", ema=EMACfg(0.9, 1.0), backbone=UNetCfg(sketch=32)), "init 'animals' reads no sketches"),
     (Stage2Cfg(init="animals", sampler=replace(JUMPS, train_guidance=1.3)), "is 1.3, but it must be 2, which"),
+    (Stage2Cfg(init="animals", backbone=UNetCfg(guidance_input=True), sampler=ShortcutCfg(most_guidance=3.0)),
+     "sampler.most_guidance is 3.0, but it must be 0, since the network of init 'animals' has no input for guidance"),
+    (Stage2Cfg(init="animals", backbone=UNetCfg(fastest_rate=50.0), sampler=MeanFlowCfg()),
+     "init is 'animals', but it must be a model whose backbone.fastest_rate is at most 1/sampler.probe (200)"),
 ])  # fmt: skip
 def test_a_teacher_that_knows_nothing_of_what_it_is_asked_for_is_refused(cfg: Stage2Cfg, said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):

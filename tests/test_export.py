@@ -122,6 +122,7 @@ def test_a_blend_has_the_means_of_two_models(checkpoint: Path, tmp_path: Path) -
     (lambda content: content["state_dict"]["autoencoder.latent_std"].add_(1), "differ (autoencoder.latent_std)"),
     (lambda content: content[KEY]["config"]["text"].update(articles=False), "their settings of text differ"),
     (lambda content: content[KEY]["config"]["sampler"].update(prediction="x"), "networks answer differs (sampler)"),
+    (lambda content: content[KEY]["config"]["sampler"].update(train_guidance=2.0), "networks answer differs (sampler)"),
 ])  # fmt: skip
 def test_models_that_are_not_alike_cannot_be_blended(
     checkpoint: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: Callable[[dict[str, Any]], object],

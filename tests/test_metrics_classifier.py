@@ -31,6 +31,13 @@ def test_it_tells_squares_from_bars_that_it_has_not_seen(net, squares_and_bars):
     assert accuracy(net, logits, ["never seen"] * 40) == 0
 
 
+@pytest.mark.parametrize("steps", range(1, 9))
+def test_it_learns_in_any_number_of_steps(steps, squares_and_bars):
+    images, prompts = squares_and_bars
+    few = train_classifier(images[:8], prompts[:8], steps=steps, batch_size=8, progress=False)
+    assert all(weight.isfinite().all() for weight in few.parameters())
+
+
 def test_features_do_not_depend_on_the_batch(net, squares_and_bars):
     images, _ = squares_and_bars
     torch.testing.assert_close(look(net, images[:9])[0], look(net, images[:9], batch_size=2)[0], rtol=1e-4, atol=1e-5)

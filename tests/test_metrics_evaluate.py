@@ -1,5 +1,6 @@
 """The evaluation around a fake module whose masks are exactly those that the prompt asks for."""
 
+import math
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -194,6 +195,14 @@ def test_what_cannot_be_judged_is_refused():
 def test_a_summary_has_a_spread_only_where_there_are_several_values():
     assert summary([2.0]) == {"mean": 2.0}
     assert summary([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5)}
+
+
+def test_a_number_that_empty_masks_have_not_is_left_out(tmp_path: Path) -> None:
+    """A young model draws such in one step; what else was measured must not be lost."""
+    nothing = {"shape_eccentricity": math.nan, "grey": 0.5}
+    assert summaries([nothing]) == {"grey": {"mean": 0.5}}
+    assert summaries([nothing, {"shape_eccentricity": 0.1, "grey": 0.5}]) == {"grey": {"mean": 0.5, "std": 0.0}}
+    assert all(math.isnan(value) for value in summary([math.nan, 1.0]).values())  # of an older evaluation
 
 
 def test_numbers_that_not_all_repetitions_have_are_left_out(tmp_path: Path) -> None:

@@ -156,6 +156,9 @@ def test_any_row_of_a_batch_may_lose_its_details() -> None:
     lost = ~rough_sketch(dots).flatten(1).any(1)
     for part in lost.split(100):
         assert 0.2 < part.float().mean() < 0.8
+    for few in (1, 3):  # fewer than there are degrees
+        lost = torch.cat([~rough_sketch(dots[:few]).flatten(1).any(1) for _ in range(60)])
+        assert 0.2 < lost.float().mean() < 0.8
 
 
 @pytest.mark.parametrize(("made", "said"), [
