@@ -197,7 +197,7 @@ def test_a_summary_has_a_spread_only_where_there_are_several_values():
     assert summary([1.0, 3.0]) == {"mean": 2.0, "std": pytest.approx(2**0.5)}
 
 
-def test_a_number_that_empty_masks_have_not_is_left_out(tmp_path: Path) -> None:
+def test_a_number_that_empty_masks_have_not_is_left_out() -> None:
     """A young model draws such in one step; what else was measured must not be lost."""
     nothing = {"shape_eccentricity": math.nan, "grey": 0.5}
     assert summaries([nothing]) == {"grey": {"mean": 0.5}}
